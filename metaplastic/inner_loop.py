@@ -1,0 +1,181 @@
+"""The inner loop: streams of presentations for many episodes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils.checkpoint import checkpoint
+
+from metaplastic.episodes import Episodes
+from metaplastic.learner import Learner, first_order_step
+from metaplastic.signals import Presentation, State, Teacher
+
+Batching = Literal["auto", "vmap", "loop"]
+CACHE_BYTES = 2**21
+"""Plastic weights of the episodes that a CPU runs at once; see ``chunks``."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides in E episodes, drawn outside the loop so that a repeat sees the same."""
+
+    weights: dict[str, Tensor]
+    """{resampled group: (E, n_out, n_in)}"""
+    noise: Tensor | None
+    """(E, T, *)"""
+
+    def __getitem__(self, index: Sequence[int]) -> Draws:
+        picked = list(index)
+        noise = None if self.noise is None else self.noise[picked]
+        return Draws({name: w[picked] for name, w in self.weights.items()}, noise)
+
+
+def draw(learner: Learner, episodes: Episodes, generator: torch.Generator | None) -> Draws:
+    """All randomness of the episodes, from one generator."""
+    weights = {}
+    if learner.resampled:
+        each = [learner.draw(generator) for _ in range(len(episodes))]
+        weights = {name: torch.stack([w[name] for w in each]) for name in each[0]}
+    lead = tuple(episodes.support_x.shape[:3])
+    noise = learner.credit.noise(learner.network, lead, generator or torch.Generator())
+    return Draws(weights, noise)
+
+
+class Rollout:
+    """E episodes under way: features and targets prepared once, and the state so far.
+
+    The state is split into what moves or differs between episodes, with a leading axis E, and what
+    all of them share.
+
+    Args:
+        learner: the learner.
+        episodes: E episodes; moved to the learner's device and precision.
+        draws: the randomness of these episodes.
+        first_order: see ``first_order_step``.
+    """
+
+    def __init__(
+        self, learner: Learner, episodes: Episodes, draws: Draws, *, first_order: bool = False
+    ) -> None:
+        self.learner, self.first_order = learner, first_order
+        like = next(iter(learner.network.weights().values()))
+        episodes = episodes.to(like.device, like.dtype)
+        self.episodes = episodes
+        support, query = _features(learner, episodes)
+        self._stream = {
+            "x": support,
+            "target": learner.encode(episodes.support_y, episodes.support_x.shape[:3]),
+        }
+        if episodes.support_weight is not None:
+            self._stream["weight"] = episodes.support_weight.unsqueeze(-1)
+        if draws.noise is not None:
+            self._stream["noise"] = draws.noise.to(like)
+        self._query = query
+        self.target = learner.encode(episodes.query_y, episodes.query_x.shape[:2])
+        self.moving, self._shared = self._begin(draws)
+
+    def _begin(self, draws: Draws) -> tuple[State, State]:
+        learner, count = self.learner, len(self.episodes)
+        drawn = {name: w[0] for name, w in draws.weights.items()}
+        state = learner.start(self.episodes.support_x.shape[2], drawn=drawn)
+        moves = learner.plastic | learner.resampled
+        moving = {key: _expand(state[key], count) for key in ("rule", "credit", "network")}
+        own = _expand({n: w for n, w in state["weights"].items() if n in moves}, count)
+        moving["weights"] = own | draws.weights
+        shared = {
+            "weights": {n: w for n, w in state["weights"].items() if n not in moves},
+            "coefficients": state["coefficients"],
+        }
+        return moving, shared
+
+    def advance(self, first: int, last: int, *, checkpointed: bool = False) -> None:
+        """Show presentations first..last-1."""
+        stream = {name: t[:, first:last] for name, t in self._stream.items()}
+        segment = _over_episodes(self._segment, len(self.episodes))
+        if checkpointed:
+            self.moving = checkpoint(
+                segment, self.moving, stream, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            self.moving = segment(self.moving, stream)
+
+    def _segment(self, moving: State, stream: dict[str, Tensor]) -> State:
+        state = {**moving, **self._shared, "weights": moving["weights"] | self._shared["weights"]}
+        for t in range(stream["x"].shape[0]):
+            shown = {name: values[t] for name, values in stream.items()}
+            teacher = Teacher(self.learner.objective, shown["target"])
+            presentation = Presentation(
+                shown["x"], teacher, shown.get("weight"), shown.get("noise")
+            )
+            state = first_order_step(self.learner, state, presentation, self.first_order)
+        own = {name: state["weights"][name] for name in moving["weights"]}
+        return {"weights": own, **{k: state[k] for k in ("rule", "credit", "network")}}
+
+    def detach(self) -> None:
+        """Forget the graph so far."""
+        self.moving = _map(lambda t: t.detach(), self.moving)
+
+    def outputs(self) -> Tensor:
+        """Outputs on the queries under the present weights, (E, Q, K)."""
+
+        def answer(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+            return self.learner.network(x, weights | self._shared["weights"])
+
+        return _over_episodes(answer, len(self.episodes))(self.moving["weights"], self._query)
+
+    def finite_groups(self) -> dict[str, Tensor]:
+        """Whether each plastic group's weights are finite in each episode, {group: (E,)}."""
+        weights = self.moving["weights"]
+        return {n: weights[n].isfinite().flatten(1).all(1) for n in sorted(self.learner.plastic)}
+
+
+def chunks(learner: Learner, episodes: Episodes, batching: Batching) -> list[list[int]]:
+    """Which episodes go together.
+
+    On a CPU, episodes run at once as long as their plastic weights fit the cache together: small
+    networks gain several times from ``vmap``; beyond the cache one episode after another is as fast
+    or faster and needs the memory of one. On a GPU all run at once.
+    """
+    count = len(episodes)
+    size = {"vmap": count, "loop": 1}.get(batching, count)
+    if batching == "auto":
+        weights = learner.network.weights()
+        bytes_each = sum(weights[n].nbytes for n in learner.plastic & weights.keys())
+        if all(w.device.type == "cpu" for w in weights.values()):
+            size = max(1, CACHE_BYTES // max(1, bytes_each))
+    return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
+
+
+def _features(learner: Learner, episodes: Episodes) -> tuple[Tensor, Tensor]:
+    """Features of support (E, T, B, *) and queries (E, Q, *), by one pass through the trunk."""
+    lead, asked = episodes.support_x.shape[:3], episodes.query_x.shape[:2]
+    shown, queries = episodes.support_x.flatten(0, 2), episodes.query_x.flatten(0, 1)
+    both = learner.network.features(torch.cat([shown, queries]))
+    return both[: len(shown)].unflatten(0, lead), both[len(shown) :].unflatten(0, asked)
+
+
+def _over_episodes(function: Callable, count: int) -> Callable:
+    """The function of one episode, applied to a leading axis of ``count`` episodes."""
+    if count > 1:
+        return vmap(function)
+
+    def single(*arguments):  # noqa: ANN002, ANN202 - nested dicts of tensors
+        result = function(*(_map(lambda t: t[0], a) for a in arguments))
+        return _map(lambda t: t.unsqueeze(0), result)
+
+    return single
+
+
+def _map(function: Callable[[Tensor], Tensor], tree):  # noqa: ANN001, ANN202 - nested dicts
+    if isinstance(tree, dict):
+        return {key: _map(function, value) for key, value in tree.items()}
+    return function(tree)
+
+
+def _expand(tree, count: int):  # noqa: ANN001, ANN202 - nested dicts
+    return _map(lambda t: t.unsqueeze(0).expand(count, *t.shape), tree)

@@ -1,0 +1,350 @@
+"""The learner: a network, a credit and rules, with learn2learn's face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from metaplastic.credit import CreditAssignment
+from metaplastic.errors import CompatibilityError, ConfigurationError, ShapeError
+from metaplastic.networks import LayeredNetwork, Network
+from metaplastic.objectives import CrossEntropy, Objective
+from metaplastic.rules import Coefficient, PlasticityRule, assign_rules
+from metaplastic.signals import GivenError, LocalSignals, Presentation, State, SynapseGroup, Teacher
+
+ROLES = ("initial", "feedback", "plasticity", "mixing", "control")
+
+
+class Learner(nn.Module):
+    """Learns online with local plasticity; what evolution would set are its Parameters.
+
+    Use it in three ways: ``clone`` and ``adapt`` inside a learn2learn loop; a MetaGradient over
+    Episodes; ``assign_grads`` with any torch optimiser, for training without backpropagation.
+
+    Args:
+        network: a Network, or an ``nn.Sequential`` of Linear layers and activation functions.
+        credit: how the teaching signal reaches the synapses.
+        rule: one rule for every weight matrix (biases stay as they are within an episode), or rules
+            by pattern, first match wins: ``role:bias``, ``position:last`` (or a number),
+            ``name:layer3_*``, ``*``. None, or no match, keeps a group fixed.
+        objective: loss and output error; SquaredError() for regression.
+        initial: initial weights ``"learned"`` by the outer loop, ``"fixed"``, or ``"resampled"`` in
+            every episode.
+        generator: draws the feedback weights; seed 0 where none is given.
+
+    Raises:
+        CompatibilityError: where the credit cannot run through the network, or a rule needs a
+            signal that the credit does not send.
+        ConfigurationError: for a pattern that matches nothing, or when nothing is plastic.
+    """
+
+    def __init__(
+        self,
+        network: Network | nn.Sequential,
+        credit: CreditAssignment,
+        rule: PlasticityRule | Mapping[str, PlasticityRule | None] | None,
+        objective: Objective | None = None,
+        *,
+        initial: Literal["learned", "fixed", "resampled"] = "learned",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(network, nn.Sequential):
+            network = LayeredNetwork(network)
+        if not isinstance(network, credit.protocol):
+            raise CompatibilityError(
+                f"{type(credit).__name__} runs through a {credit.protocol.__name__}, got a "
+                f"{type(network).__name__}."
+            )
+        self.network = network
+        plastic = frozenset(assign_rules(rule, network.groups(), strict=False))
+        self.credit = credit.bind(network, plastic, generator or torch.Generator().manual_seed(0))
+        self.objective = objective or CrossEntropy()
+        self.initial = initial
+        if initial != "learned":
+            for group in network.groups():
+                network.parameter(group).requires_grad_(False)
+        self.rules = nn.ModuleDict(
+            {name: r.bind(self.groups()[name]) for name, r in self._assign(rule).items()}
+        )
+        _frozen_parameters_to_buffers(self)
+        self._fast: State | None = None
+        self._first_order = False
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    def _assign(
+        self, rule: PlasticityRule | Mapping[str, PlasticityRule | None] | None
+    ) -> dict[str, PlasticityRule]:
+        assigned = assign_rules(rule, self.groups())
+        for name, r in assigned.items():
+            missing = r.needs - self.credit.provides
+            if missing:
+                raise CompatibilityError(
+                    f"{type(r).__name__} on {name} needs {sorted(missing)}, which "
+                    f"{type(self.credit).__name__} does not send (it sends "
+                    f"{sorted(self.credit.provides)}): take another credit or rule."
+                )
+        return assigned
+
+    # --- what a meta-gradient needs -------------------------------------------------------------
+
+    def groups(self) -> dict[str, SynapseGroup]:
+        """All synapse groups by name: the network's, then the credit's."""
+        return self.network.groups() | self.credit.groups()
+
+    @property
+    def plastic(self) -> frozenset[str]:
+        """The groups that change within an episode."""
+        return frozenset(self.rules)
+
+    def start(
+        self,
+        batch: int = 1,
+        generator: torch.Generator | None = None,
+        drawn: dict[str, Tensor] | None = None,
+    ) -> State:
+        """The state at the beginning of an episode shown B = ``batch`` examples at a time.
+
+        Every Parameter but those of the trunk and the norms enters here, with its graph; a step
+        reads the state alone. What is resampled comes from ``drawn``, or from ``generator``.
+        """
+        weights = self.network.weights() | self.credit.weights()
+        if self.resampled:
+            weights |= self.draw(generator) if drawn is None else drawn
+        rules = self._rules()
+        return {
+            "weights": weights,
+            "coefficients": {name: rule.coefficients() for name, rule in rules.items()},
+            "rule": {name: rule.init(weights[name]) for name, rule in rules.items()},
+            "credit": self.credit.start(self.network, weights, batch),
+            "network": self.network.start(weights),
+        }
+
+    @property
+    def resampled(self) -> frozenset[str]:
+        """The groups whose weights are drawn anew for every episode."""
+        names = frozenset(self.network.groups()) if self.initial == "resampled" else frozenset()
+        return names | (frozenset(self.credit.groups()) if self.credit.resampled else frozenset())
+
+    def draw(self, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Fresh weights for the resampled groups, {group: (n_out, n_in)}."""
+        if generator is None:
+            raise ConfigurationError(
+                "weights are drawn anew in every episode: pass generator=torch.Generator()."
+            )
+        like = next(iter(self.network.weights().values()))
+        fresh = self.network.draw(generator) | self.credit.draw(generator)
+        return {name: value.to(like) for name, value in fresh.items() if name in self.resampled}
+
+    def step(self, state: State, presentation: Presentation) -> State:
+        """One presentation: a new state; the one given is left as it was."""
+        if not self.rules:
+            return state
+        return self.credit.present(self.network, state, presentation, _Apply(self._rules()))
+
+    def field(self, state: State, presentation: Presentation) -> dict[str, Tensor]:
+        """What one presentation wants of the plastic weights: their change, {group: (n_out, n_in)},
+        differentiable in weights and meta-parameters."""
+        record = _Record(self._rules())
+        self.credit.present(self.network, state, presentation, record)
+        return record.change
+
+    def _rules(self) -> dict[str, PlasticityRule]:
+        return {n: r for n, r in self.rules.items() if isinstance(r, PlasticityRule)}
+
+    # --- learn2learn's face ---------------------------------------------------------------------
+
+    @property
+    def module(self) -> Network:
+        """The network, under the name that learn2learn's algorithms use."""
+        return self.network
+
+    def clone(
+        self,
+        first_order: bool | None = None,
+        generator: torch.Generator | None = None,
+        **ignored: Any,
+    ) -> Self:
+        """A learner with fast weights of its own, and the same Parameters by reference: gradients
+        of a loss after ``adapt`` reach the original's ``.grad``. learn2learn's ``allow_unused``
+        and ``allow_nograd`` are accepted and have no effect. ``generator`` draws what is
+        resampled."""
+        own = type(self).__new__(type(self))
+        own.__dict__.update(self.__dict__)
+        if first_order is not None:
+            own._first_order = first_order
+        own._fast = self._fast if self._fast is not None else self.start(generator=generator)
+        own._seen = None
+        return own
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output (B, K) of x (B, *), under the fast weights in a clone."""
+        state = self._fast if self._fast is not None else self.start(x.shape[0])
+        features = self.network.features(x)
+        output = self.network(features, state["weights"])
+        self._seen = (features, output) if self._fast is not None else None
+        return output
+
+    def adapt(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        first_order: bool | None = None,
+        **ignored: Any,
+    ) -> None:
+        """One presentation to a clone, in either of two forms.
+
+        ``adapt(x, y)``: examples x (B, *) with labels (B,) or targets (B, K).
+        ``adapt(loss)``: learn2learn's call, with a scalar loss of this clone's last output; only
+        the error *at the output* is taken from it (the loss is read as a mean over the examples,
+        unless the objective's scale is ``"batch"``), so it must be computed from the output with
+        gradients enabled.
+
+        Raises:
+            ConfigurationError: for a learner that is no clone, or a loss without a graph.
+            CompatibilityError: when the credit feeds back the target, which a loss does not hold.
+        """
+        if self._fast is None:
+            raise ConfigurationError("adapt changes a clone's fast weights: call clone() first.")
+        if y is None:
+            features, teacher = self._read_loss(x)
+        else:
+            features = self.network.features(x)
+            teacher = Teacher(self.objective, self.encode(y, x.shape[:1]))
+        first = self._first_order if first_order is None else first_order
+        self._fast = first_order_step(self, self._fast, Presentation(features, teacher), first)
+        self._seen = None
+
+    def _read_loss(self, loss: Tensor) -> tuple[Tensor, Teacher]:
+        if self._seen is None or loss.dim() != 0 or not loss.requires_grad:
+            raise ConfigurationError(
+                "adapt(loss) needs a scalar loss of this clone's last output, with gradients "
+                f"enabled; got a tensor {tuple(loss.shape)} with requires_grad="
+                f"{loss.requires_grad}. Call clone(x), build the loss from it, then adapt once; "
+                "without gradients call adapt(x, y)."
+            )
+        features, output = self._seen
+        (gradient,) = torch.autograd.grad(loss, output, create_graph=True)
+        examples = 1 if self.objective.scale == "batch" else output.shape[0]
+        return features, GivenError(self.objective, -gradient * examples)
+
+    # --- training without backpropagation -------------------------------------------------------
+
+    def assign_grads(self, x: Tensor, y: Tensor) -> Tensor:
+        """Write minus the change that local plasticity asks for into the ``.grad`` of the plastic
+        groups' Parameters, for any torch optimiser to follow; the rules' own rates multiply it.
+
+        Args:
+            x: examples (B, *).
+            y: labels (B,) or targets (B, K).
+
+        Returns:
+            The loss of each example before the change, (B,).
+        """
+        with torch.no_grad():
+            features = self.network.features(x)
+            target = self.encode(y, x.shape[:1])
+            state = self.start(x.shape[0])
+            teacher = Teacher(self.objective, target)
+            for name, change in self.field(state, Presentation(features, teacher)).items():
+                parameter = self.network.parameter(name)
+                parameter.grad = -change.reshape(parameter.shape)
+            return self.objective.loss(self.network(features, state["weights"]), target)
+
+    # --- meta-parameters ------------------------------------------------------------------------
+
+    def param_groups(self, lr: float = 1e-3, **rates: float) -> list[dict[str, Any]]:
+        """Optimiser groups with rates of their own: ``initial`` (weights, trunk and norms),
+        ``feedback``, ``plasticity``, ``mixing`` (FLP's beta) and ``control`` (inner rates); a role
+        that is not named gets ``lr``, a role without Parameters no group."""
+        unknown = set(rates) - set(ROLES)
+        if unknown:
+            raise ConfigurationError(f"roles are {', '.join(ROLES)}; got {sorted(unknown)}.")
+        roles: dict[str, dict[int, nn.Parameter]] = {role: {} for role in ROLES}
+        taken: set[int] = set()
+        coefficients = [m for m in self.modules() if isinstance(m, Coefficient)]
+        owners = [(m.role, m) for m in coefficients]
+        owners += [("initial", self.network), ("feedback", self.credit), ("plasticity", self.rules)]
+        for role, module in owners:
+            for parameter in module.parameters():
+                if id(parameter) not in taken:
+                    taken.add(id(parameter))
+                    roles[role][id(parameter)] = parameter
+        return [
+            {"params": list(found.values()), "lr": rates.get(role, lr), "name": role}
+            for role, found in roles.items()
+            if found
+        ]
+
+    def encode(self, y: Tensor, lead: torch.Size) -> Tensor:
+        """Targets at the output, (*lead, K), in the network's precision and on its device."""
+        if y.shape[: len(lead)] != lead:
+            raise ShapeError(f"targets must begin with {tuple(lead)}, got {tuple(y.shape)}.")
+        target = self.objective.encode(y, self.network.outputs)
+        return target.to(next(iter(self.network.weights().values())))
+
+
+def first_order_step(
+    learner: Learner, state: State, presentation: Presentation, first_order: bool
+) -> State:
+    """One step; under ``first_order`` the network's weights and features that the update sees are
+    constants: the weights keep the identity as their graph, and what remains is the direct effect
+    of feedback weights and coefficients on the change."""
+    if not first_order:
+        return learner.step(state, presentation)
+    own = learner.network.groups()
+    before = state["weights"]
+    seen = {n: w.detach() if n in own else w for n, w in before.items()}
+    shown = Presentation(
+        presentation.x.detach(), presentation.teacher, presentation.weight, presentation.noise
+    )
+    after = learner.step({**state, "weights": seen}, shown)
+    identity = {
+        n: w + (before[n] - before[n].detach()) for n, w in after["weights"].items() if n in own
+    }
+    return {**after, "weights": after["weights"] | identity}
+
+
+class _Apply:
+    """The learn of the inner loop: weights move by what the rules say."""
+
+    def __init__(self, rules: dict[str, PlasticityRule]) -> None:
+        self.rules = rules
+        self.needs = {name: rule.needs for name, rule in rules.items()}
+
+    def __call__(self, state: State, signals: dict[str, LocalSignals]) -> State:
+        weights, traces = dict(state["weights"]), dict(state["rule"])
+        for name, seen in signals.items():
+            change, traces[name] = self.rules[name].update(
+                weights[name], seen, traces[name], state["coefficients"][name]
+            )
+            weights[name] = weights[name] + change
+            self.record(name, change)
+        return {**state, "weights": weights, "rule": traces}
+
+    def record(self, name: str, change: Tensor) -> None:
+        """Hook for those that keep the changes."""
+
+
+class _Record(_Apply):
+    """Applies, and adds up what each group was told to change."""
+
+    def __init__(self, rules: dict[str, PlasticityRule]) -> None:
+        super().__init__(rules)
+        self.change: dict[str, Tensor] = {}
+
+    def record(self, name: str, change: Tensor) -> None:
+        self.change[name] = self.change[name] + change if name in self.change else change
+
+
+def _frozen_parameters_to_buffers(module: nn.Module) -> None:
+    """A Parameter that is not trained becomes a buffer: loops over ``parameters()`` that read
+    ``.grad`` find a tensor everywhere."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if not parameter.requires_grad:
+                delattr(part, name)
+                part.register_buffer(name, parameter.data)

@@ -1,0 +1,70 @@
+"""The meta-gradient axis: the contract, and what it reports."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaplastic.episodes import Episodes
+from metaplastic.learner import Learner
+
+REMEDY = (
+    "lower the plasticity there or its outer rate, scale the input down, use the bounded rule "
+    "(bounded=True) or clip the meta-gradient"
+)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """An episode that left the finite numbers and was left out."""
+
+    episode: int
+    """Its index in the batch."""
+    step: int | None
+    """The presentation after which a weight was not finite; None if only the query loss was not."""
+    group: str | None
+    """The first such synapse group, input side first; None as above."""
+    what: str = "weights"
+    """``weights``, ``query loss`` or ``meta-gradient``."""
+
+    def __str__(self) -> str:
+        place = "" if self.group is None else f" of {self.group} at presentation {self.step}"
+        return f"episode {self.episode}: the {self.what}{place} diverged; {REMEDY}."
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a meta-gradient saw. E' counts the episodes that were kept."""
+
+    loss: Tensor
+    """(E',) query loss of each kept episode."""
+    accuracy: Tensor | None
+    """(E',) share of right queries, None for regression."""
+    kept: tuple[int, ...]
+    """Their indices in the batch."""
+    diverged: tuple[Divergence, ...] = ()
+    """The episodes that were left out."""
+
+
+class MetaGradient(ABC):
+    """Gradient of the mean query loss of episodes with respect to all meta-parameters."""
+
+    @abstractmethod
+    def gradient(
+        self, learner: Learner, episodes: Episodes, *, generator: torch.Generator | None = None
+    ) -> Outcome:
+        """Add the gradient of the mean query loss to the ``.grad`` of every Parameter, as
+        ``backward`` does; never takes a step.
+
+        Every ``.grad`` is a finite tensor afterwards: a diverged episode is left out of the mean
+        and reported. ``generator`` draws what the learner resamples, and noise.
+        """
+
+
+def accumulate(parameters: list[torch.nn.Parameter], gradients: list[Tensor]) -> None:
+    """Add gradients to ``.grad``."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

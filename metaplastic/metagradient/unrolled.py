@@ -1,0 +1,155 @@
+"""Backpropagation through the whole inner loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaplastic.episodes import Episodes
+from metaplastic.errors import ConfigurationError
+from metaplastic.evaluation import query_scores
+from metaplastic.inner_loop import Batching, Draws, Rollout, chunks, draw
+from metaplastic.learner import Learner
+from metaplastic.metagradient.base import Divergence, MetaGradient, Outcome, accumulate
+
+
+@dataclass(frozen=True)
+class Unrolled(MetaGradient):
+    """The exact gradient through T presentations (or a declared part of it).
+
+    Args:
+        checkpoint_every: keep the state every so many presentations and compute the rest again on
+            the way back: memory for T / k states and k presentations, one more forward pass, the
+            same gradient.
+        truncate: keep the graph of the last so many presentations only. What came before is a
+            constant, so the initial weights of plastic groups get a zero gradient unless T fits.
+        first_order: the weights and features that each update sees are constants (first-order
+            MAML); feedback weights and coefficients keep their direct effect.
+        batching: all episodes at once (``"vmap"``), one after another (``"loop"``), or by size and
+            device (``"auto"``).
+        limit: a query loss above it counts as diverged.
+
+    Raises:
+        ConfigurationError: for a number of presentations below 1.
+    """
+
+    checkpoint_every: int | None = None
+    truncate: int | None = None
+    first_order: bool = False
+    batching: Batching = "auto"
+    limit: float = 1e8
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "truncate"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} counts presentations, from 1; got {value}.")
+
+    def gradient(
+        self, learner: Learner, episodes: Episodes, *, generator: torch.Generator | None = None
+    ) -> Outcome:
+        draws = draw(learner, episodes, generator)
+        total = _Total(list(learner.parameters()))
+        for chunk in chunks(learner, episodes, self.batching):
+            self._add(learner, episodes, draws, chunk, total)
+        total.write()
+        order = sorted(total.loss)
+        accuracy = [total.accuracy[i] for i in order]
+        return Outcome(
+            loss=torch.stack([total.loss[i] for i in order]) if order else torch.zeros(0),
+            accuracy=torch.stack(accuracy) if order and accuracy[0] is not None else None,
+            kept=tuple(order),
+            diverged=tuple(sorted(total.diverged, key=lambda d: d.episode)),
+        )
+
+    def _add(
+        self,
+        learner: Learner,
+        episodes: Episodes,
+        draws: Draws,
+        indices: list[int],
+        total: _Total,
+    ) -> None:
+        """Add the gradient of some episodes; those that diverge are found, left out and reported,
+        and the others computed again without them."""
+        if not indices:
+            return
+        loss, accuracy = self.losses(learner, episodes[indices], draws[indices])
+        good = (loss.detach().isfinite() & (loss.detach() < self.limit)).tolist()
+        if not all(good):
+            bad = [i for i, fine in zip(indices, good, strict=True) if not fine]
+            total.diverged += [self._locate(learner, episodes, draws, i) for i in bad]
+            self._add(learner, episodes, draws, [i for i in indices if i not in bad], total)
+            return
+        gradients = _gradients(loss.sum(), total.parameters)
+        if all(bool(g.isfinite().all()) for g in gradients):
+            total.add(indices, loss.detach(), accuracy, gradients)
+        elif len(indices) == 1:
+            total.diverged.append(Divergence(indices[0], None, None, "meta-gradient"))
+        else:
+            for i in indices:
+                self._add(learner, episodes, draws, [i], total)
+
+    def losses(
+        self, learner: Learner, episodes: Episodes, draws: Draws
+    ) -> tuple[Tensor, Tensor | None]:
+        """Query loss (E,) with its graph, and accuracy (E,) or None, after the whole stream."""
+        rollout = Rollout(learner, episodes, draws, first_order=self.first_order)
+        count = episodes.presentations
+        begin = 0 if self.truncate is None else max(0, count - self.truncate)
+        if begin:
+            with torch.no_grad():
+                rollout.advance(0, begin)
+            rollout.detach()
+        size = self.checkpoint_every or count
+        for first in range(begin, count, size):
+            last = min(first + size, count)
+            rollout.advance(first, last, checkpointed=self.checkpoint_every is not None)
+        return query_scores(rollout)
+
+    def _locate(self, learner: Learner, episodes: Episodes, draws: Draws, index: int) -> Divergence:
+        """Run one episode again, without a graph, up to where it leaves the finite numbers."""
+        with torch.no_grad():
+            rollout = Rollout(learner, episodes[[index]], draws[[index]])
+            for step in range(episodes.presentations):
+                rollout.advance(step, step + 1)
+                for group, finite in rollout.finite_groups().items():
+                    if not bool(finite.all()):
+                        return Divergence(index, step, group)
+        return Divergence(index, None, None, "query loss")
+
+
+def _gradients(loss: Tensor, parameters: list[torch.nn.Parameter]) -> tuple[Tensor, ...]:
+    """Gradients, zero where the loss does not depend on a Parameter."""
+    if not loss.requires_grad:
+        return tuple(torch.zeros_like(p) for p in parameters)
+    return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+
+
+class _Total:
+    """Sum of gradients over the kept episodes, divided by their number at the end."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.gradients = [torch.zeros_like(p) for p in parameters]
+        self.loss: dict[int, Tensor] = {}
+        self.accuracy: dict[int, Tensor | None] = {}
+        self.diverged: list[Divergence] = []
+
+    def add(
+        self,
+        indices: list[int],
+        loss: Tensor,
+        accuracy: Tensor | None,
+        gradients: tuple[Tensor, ...],
+    ) -> None:
+        self.gradients = [a + b for a, b in zip(self.gradients, gradients, strict=True)]
+        for row, i in enumerate(indices):
+            self.loss[i] = loss[row]
+            self.accuracy[i] = None if accuracy is None else accuracy[row]
+
+    def write(self) -> None:
+        count = max(1, len(self.loss))
+        accumulate(self.parameters, [g / count for g in self.gradients])

@@ -1,0 +1,362 @@
+"""A chain of Linear and Conv2d layers, seen as synapses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the usual name
+from torch import Tensor, nn
+
+from metaplastic.errors import ConfigurationError, ShapeError, UnsupportedLayerError
+from metaplastic.networks.base import Network, he_normal
+from metaplastic.networks.layers import SLOPES, Transform, transform, without_inplace
+from metaplastic.signals import Kind, LocalSignals, SynapseGroup
+
+
+@dataclass(frozen=True)
+class LayerActivity:
+    """One layer in one forward pass. N = B x sites rows."""
+
+    pre: Tensor
+    """(N, n_in) presynaptic activity."""
+    potential: Tensor
+    """(N, n_out)"""
+    post: Tensor
+    """(N, n_out) activity, the activation function at the potential."""
+    path: tuple[Tensor, ...]
+    """Unit view (B, *) after the layer and after each transform behind it."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Synapses, the activation function right behind them, and the transforms up to the next."""
+
+    index: int
+    synapses: nn.Linear | nn.Conv2d
+    activation: nn.Module
+    transforms: tuple[Transform, ...]
+    in_shape: tuple[int, ...]
+    unit_shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"layer{self.index}"
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Its synapse groups: weights and bias."""
+        return f"{self.name}_weight", f"{self.name}_bias"
+
+    @property
+    def sites(self) -> int:
+        """Rows for each example: the positions of a convolution."""
+        return self.unit_shape[1] * self.unit_shape[2] if len(self.unit_shape) == 3 else 1
+
+    @property
+    def units(self) -> int:
+        """Number of units, positions counted."""
+        return self.unit_shape[0] * self.sites
+
+    def gain(self, activity: LayerActivity) -> Tensor:
+        """(N, n_out) slope of the activation function."""
+        slope = SLOPES[type(self.activation)]
+        return slope(self.activation, activity.potential, activity.post)
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """Unit view of the input (B, *) -> synapse view (N, n_in)."""
+        if isinstance(self.synapses, nn.Linear):
+            return x
+        return F.unfold(x, *self._window).mT.reshape(-1, self.synapses.weight[0].numel())
+
+    def fold(self, error: Tensor) -> Tensor:
+        """The transpose of ``unfold``: (N, n_in) -> (B, *)."""
+        if isinstance(self.synapses, nn.Linear):
+            return error
+        columns = error.reshape(-1, self.sites, error.shape[-1]).mT
+        return F.fold(columns, self.in_shape[1:], *self._window)
+
+    def to_units(self, rows: Tensor) -> Tensor:
+        """Synapse view (N, n_out) -> unit view (B, *)."""
+        if self.sites == 1 and len(self.unit_shape) == 1:
+            return rows
+        columns = rows.reshape(-1, self.sites, self.unit_shape[0]).mT
+        return columns.reshape(-1, *self.unit_shape)
+
+    def to_rows(self, units: Tensor) -> Tensor:
+        """Unit view (B, *) -> synapse view (N, n_out)."""
+        if len(self.unit_shape) == 1:
+            return units
+        return units.reshape(-1, self.unit_shape[0], self.sites).mT.reshape(-1, self.unit_shape[0])
+
+    @property
+    def _window(self) -> tuple:
+        m = self.synapses
+        return m.kernel_size, m.dilation, m.padding, m.stride
+
+
+class LayeredNetwork(Network):
+    """An ``nn.Sequential`` of Linear and Conv2d layers as plastic synapses behind a fixed trunk.
+
+    Every Linear and Conv2d layer is a synapse group (``layer0_weight``, a convolution by its
+    unfolded patches) and so is its bias (``layer0_bias``). The activation function that follows
+    synapses directly gives the layer's activity; everything else up to the next synapses (norm,
+    pooling, flatten, further activation functions) is a fixed transform. The modules are used as
+    they are, not copied.
+
+    Args:
+        layers: the chain; nested ``nn.Sequential`` are opened. It ends in a Linear layer, with at
+            most an activation function behind it.
+        trunk: any module in front, fixed within an episode yet meta-trained. It always runs in eval
+            mode: batch norm on its running statistics, dropout off.
+        input_shape: shape of one example without the batch axis; needed where the chain holds a
+            Conv2d, else only checked.
+        batch_norm: ``"running"`` or ``"batch"`` statistics, to be declared where the chain holds a
+            batch norm.
+
+    Raises:
+        UnsupportedLayerError: for a layer that cannot be run through.
+        ConfigurationError: for a missing ``input_shape`` or batch-norm policy.
+    """
+
+    def __init__(
+        self,
+        layers: nn.Sequential,
+        *,
+        trunk: nn.Module | None = None,
+        input_shape: Sequence[int] | None = None,
+        batch_norm: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.body = layers
+        self.trunk = trunk
+        if trunk is not None:
+            trunk.eval()
+        self.input_shape = None if input_shape is None else tuple(input_shape)
+        self._inlet, self.layers = self._parse(list(_opened(layers)), batch_norm)
+        last = self.layers[-1]
+        if not isinstance(last.synapses, nn.Linear) or last.transforms:
+            raise UnsupportedLayerError(
+                "the chain must end in a Linear layer with at most an activation function behind "
+                f"it, got {layers[-1]}; put pooling and norms in front of the last Linear."
+            )
+        self.outputs = last.synapses.out_features
+
+    def _parse(
+        self, modules: list[nn.Module], batch_norm: str | None
+    ) -> tuple[tuple[Transform, ...], tuple[Layer, ...]]:
+        starts = [i for i, m in enumerate(modules) if isinstance(m, nn.Linear | nn.Conv2d)]
+        if not starts:
+            raise UnsupportedLayerError("the chain holds no Linear or Conv2d layer to learn in.")
+        inlet = tuple(transform(m, batch_norm) for m in modules[: starts[0]])
+        shape = self._feature_shape(modules, inlet)
+        layers = []
+        for index, (start, stop) in enumerate(
+            zip(starts, [*starts[1:], len(modules)], strict=True)
+        ):
+            synapses = modules[start]
+            rest = modules[start + 1 : stop]
+            activation: nn.Module = nn.Identity()
+            if rest and type(rest[0]) in SLOPES:
+                activation = without_inplace(rest.pop(0))
+            transforms = tuple(transform(m, batch_norm) for m in rest)
+            unit_shape = _unit_shape(synapses, shape, index)
+            assert isinstance(synapses, nn.Linear | nn.Conv2d)
+            layers.append(Layer(index, synapses, activation, transforms, shape, unit_shape))
+            shape = _shape_after(transforms, unit_shape)
+        return inlet, tuple(layers)
+
+    def _feature_shape(
+        self, modules: list[nn.Module], inlet: tuple[Transform, ...]
+    ) -> tuple[int, ...]:
+        if self.input_shape is not None:
+            x = torch.zeros(1, *self.input_shape)
+            if self.trunk is not None:
+                like = next(self.trunk.parameters(), x)
+                with torch.no_grad():
+                    x = self.trunk(x.to(like)).cpu()
+            return _shape_after(inlet, tuple(x.shape[1:]))
+        first = next(m for m in modules if isinstance(m, nn.Linear | nn.Conv2d))
+        if any(isinstance(m, nn.Conv2d) for m in modules):
+            raise ConfigurationError(
+                "a chain with Conv2d layers needs input_shape=(channels, height, width) of one "
+                "example, to know how many positions each layer has."
+            )
+        return (first.in_features,)  # type: ignore[return-value] - no Conv2d is left here
+
+    def train(self, mode: bool = True) -> LayeredNetwork:
+        super().train(mode)
+        if self.trunk is not None:
+            self.trunk.eval()
+        return self
+
+    def groups(self) -> dict[str, SynapseGroup]:
+        found = {}
+        for layer in self.layers:
+            n_out, n_in = layer.synapses.weight.flatten(1).shape
+            place = {"position": layer.index, "layers": len(self.layers), "sites": layer.sites}
+            weight = SynapseGroup(f"{layer.name}_weight", n_out, n_in, "weight", **place)
+            found[weight.name] = weight
+            if layer.synapses.bias is not None:
+                bias = SynapseGroup(f"{layer.name}_bias", n_out, 1, "bias", **place)
+                found[bias.name] = bias
+        return found
+
+    def parameter(self, group: str) -> Tensor:
+        layer, _, attribute = group.removeprefix("layer").partition("_")
+        return getattr(self.layers[int(layer)].synapses, attribute)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {g.name: self.parameter(g.name).reshape(g.n_out, g.n_in) for g in self._all()}
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """He-normal weights, biases 0."""
+        return {
+            g.name: torch.zeros(g.n_out, 1)
+            if g.role == "bias"
+            else he_normal((g.n_out, g.n_in), generator)
+            for g in self._all()
+        }
+
+    def features(self, x: Tensor) -> Tensor:
+        if self.input_shape is not None and tuple(x.shape[1:]) != self.input_shape:
+            raise ShapeError(
+                f"an example must be {self.input_shape}, got {tuple(x.shape[1:])} in a batch of "
+                f"shape {tuple(x.shape)}."
+            )
+        x = x if self.trunk is None else self.trunk(x)
+        for step in self._inlet:
+            x = step(x)
+        if tuple(x.shape[1:]) != self.layers[0].in_shape:
+            raise ShapeError(
+                f"{self.layers[0].synapses} takes {self.layers[0].in_shape}, got "
+                f"{tuple(x.shape[1:])} in a batch of shape {tuple(x.shape)}."
+            )
+        return x
+
+    def run(
+        self, features: Tensor, weights: dict[str, Tensor]
+    ) -> tuple[Tensor, tuple[LayerActivity, ...]]:
+        """One forward pass: output (B, K) and the activity of every layer."""
+        x, activities = features, []
+        for layer in self.layers:
+            pre = layer.unfold(x)
+            potential = pre @ weights[f"{layer.name}_weight"].mT
+            bias = weights.get(f"{layer.name}_bias")
+            if bias is not None:
+                potential = potential + bias.mT
+            post = layer.activation(potential)
+            path = [layer.to_units(post)]
+            for step in layer.transforms:
+                path.append(step(path[-1]))
+            activities.append(LayerActivity(pre, potential, post, tuple(path)))
+            x = path[-1]
+        return x, tuple(activities)
+
+    def forward(self, features: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        return self.run(features, weights)[0]
+
+    def backward(
+        self, index: int, error: Tensor, matrix: Tensor, activity: LayerActivity
+    ) -> Tensor:
+        """Error at the potentials of layer ``index`` (N, n_out), sent down through ``matrix``
+        (n_out, n_in), arrives at the activity of the layer below, whose ``activity`` is given:
+        (N', n_out'). With the layer's own weights this is backpropagation."""
+        below = self.layers[index - 1]
+        unit_error = self.layers[index].fold(error @ matrix)
+        for i in reversed(range(len(below.transforms))):
+            unit_error = below.transforms[i].transpose(
+                activity.path[i],
+                activity.path[i + 1],
+                unit_error.reshape(activity.path[i + 1].shape),
+            )
+        return below.to_rows(unit_error)
+
+    def signals(
+        self,
+        layer: Layer,
+        activity: LayerActivity,
+        needs: dict[str, frozenset[str]],
+        *,
+        teaching: Tensor | None = None,
+        kind: Kind = "error",
+        weight: Tensor | None = None,
+    ) -> dict[str, LocalSignals]:
+        """What the plastic groups of one layer see; ``teaching`` (N, n_out), ``weight`` (B, 1)."""
+        found = {}
+        if weight is not None:
+            weight = weight.expand(-1, layer.sites).reshape(-1, 1)
+        ones = torch.ones_like(activity.post[:, :1])
+        for name, pre in zip(layer.names, (activity.pre, ones), strict=True):
+            asked = needs.get(name)
+            if asked is None:
+                continue
+            found[name] = LocalSignals(
+                pre=pre,
+                post=activity.post,
+                teaching=teaching if "teaching" in asked else None,
+                kind=kind,
+                gain=layer.gain(activity) if "gain" in asked else None,
+                weight=weight,
+                sites=layer.sites,
+            )
+        return found
+
+    def _all(self) -> Iterator[SynapseGroup]:
+        return iter(self.groups().values())
+
+
+def _opened(layers: nn.Sequential) -> Iterator[nn.Module]:
+    for module in layers:
+        if isinstance(module, nn.Sequential):
+            yield from _opened(module)
+        else:
+            yield module
+
+
+def _shape_after(transforms: Sequence[Transform], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of one example behind the transforms; two examples, for statistics over a batch."""
+    with torch.no_grad():
+        x = torch.zeros(2, *shape)
+        for step in transforms:
+            like = next(step.module.parameters(), None)
+            x = step(x if like is None else x.to(like))
+    return tuple(x.shape[1:])
+
+
+def _unit_shape(synapses: nn.Module, shape: tuple[int, ...], index: int) -> tuple[int, ...]:
+    """Unit view of a layer's output for an input of ``shape``."""
+    if isinstance(synapses, nn.Linear):
+        if shape != (synapses.in_features,):
+            raise ShapeError(
+                f"layer {index}, {synapses}, takes ({synapses.in_features},) but gets {shape}: "
+                "mend in_features, or put nn.Flatten() in front."
+            )
+        return (synapses.out_features,)
+    assert isinstance(synapses, nn.Conv2d)
+    if (
+        synapses.groups != 1
+        or synapses.padding_mode != "zeros"
+        or isinstance(synapses.padding, str)
+    ):
+        raise UnsupportedLayerError(
+            f"{synapses}: plastic convolutions take groups=1, zero padding and padding in numbers."
+        )
+    if len(shape) != 3 or shape[0] != synapses.in_channels:
+        raise ShapeError(
+            f"layer {index}, {synapses}, takes ({synapses.in_channels}, height, width) but gets "
+            f"{shape}: mend in_channels or input_shape."
+        )
+    size = [
+        (
+            shape[1 + i]
+            + 2 * synapses.padding[i]
+            - synapses.dilation[i] * (synapses.kernel_size[i] - 1)
+            - 1
+        )
+        // synapses.stride[i]
+        + 1
+        for i in (0, 1)
+    ]
+    return (synapses.out_channels, *size)

@@ -1,0 +1,68 @@
+"""Which rule each synapse group follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+from metaplastic.errors import ConfigurationError
+from metaplastic.rules.base import PlasticityRule
+from metaplastic.signals import SynapseGroup
+
+
+def assign_rules(
+    rule: PlasticityRule | Mapping[str, PlasticityRule | None] | None,
+    groups: Mapping[str, SynapseGroup],
+    *,
+    strict: bool = True,
+) -> dict[str, PlasticityRule]:
+    """The rule of every plastic group, by name.
+
+    Patterns are tried in the order given, and the first match wins: ``role:bias``,
+    ``position:last``, ``position:first``, ``position:2``, ``name:layer3_*`` or ``*``. A rule that
+    stands alone means ``{"role:weight": rule}``; None means that nothing is plastic.
+
+    Raises:
+        ConfigurationError: for a pattern that is malformed or, when ``strict``, matches no group
+            that gets signals.
+    """
+    if rule is None:
+        return {}
+    patterns = {"role:weight": rule} if isinstance(rule, PlasticityRule) else dict(rule)
+    taught = {name: group for name, group in groups.items() if group.taught}
+    matches = {p: {n for n, g in taught.items() if _matches(p, g)} for p in patterns}
+    for pattern, names in matches.items():
+        if strict and not names and patterns[pattern] is not None:
+            raise ConfigurationError(
+                f"the rule pattern {pattern!r} matches no synapse group that gets a teaching "
+                f"signal; those are {', '.join(taught)}."
+            )
+    found = {}
+    for name in taught:
+        pattern = next((p for p in patterns if name in matches[p]), None)
+        chosen = None if pattern is None else patterns[pattern]
+        if chosen is not None:
+            found[name] = chosen
+    return found
+
+
+def _matches(pattern: str, group: SynapseGroup) -> bool:
+    if pattern == "*":
+        return True
+    kind, _, value = pattern.partition(":")
+    if kind == "role":
+        return group.role == value
+    if kind == "name":
+        return fnmatchcase(group.name, value)
+    if kind == "position":
+        named = {"first": 0, "last": group.layers - 1}
+        try:
+            wanted = named[value] if value in named else int(value)
+        except ValueError:
+            wanted = None
+        if wanted is not None:
+            return group.position == wanted % group.layers
+    raise ConfigurationError(
+        f"a rule pattern is 'role:...', 'position:first|last|NUMBER', 'name:GLOB' or '*', got "
+        f"{pattern!r}."
+    )

@@ -1,0 +1,57 @@
+"""The delta rule."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from metaplastic.rules.base import PlasticityRule, Traces
+from metaplastic.rules.coefficient import Coefficient, Granularity
+from metaplastic.signals import LocalSignals, Reduction
+
+
+class Delta(PlasticityRule):
+    """Error times slope times presynaptic activity: dW = rate o <(error o gain) x^T>.
+
+    With errors by backpropagation this is gradient descent.
+
+    Args:
+        rate: initial inner-loop rate, positive: a number, or a Coefficient of your own.
+        granularity: of the rate (``"synapse"`` with backpropagation is Meta-SGD).
+        learned: whether the outer loop trains the rate, through its logarithm.
+        derivative: whether the error is multiplied by the slope of the activation function.
+        reduction: ``"examples"`` (mean over examples, as the gradient of a mean loss), ``"sum"``
+            or ``"positions"``.
+    """
+
+    def __init__(
+        self,
+        rate: float | Coefficient = 0.1,
+        *,
+        granularity: Granularity = "layer",
+        learned: bool = False,
+        derivative: bool = True,
+        reduction: Reduction = "examples",
+    ) -> None:
+        super().__init__()
+        if not isinstance(rate, Coefficient):
+            rate = Coefficient(
+                rate, granularity=granularity, bound="exp", learned=learned, role="control"
+            )
+        self.rate = rate
+        self.derivative = derivative
+        self.reduction: Reduction = reduction
+        self.needs = frozenset({"teaching", "gain"} if derivative else {"teaching"})
+
+    def update(
+        self,
+        weight: Tensor,
+        signals: LocalSignals,
+        traces: Traces,
+        coefficients: dict[str, Tensor],
+    ) -> tuple[Tensor, Traces]:
+        del weight
+        error = signals.error
+        if signals.gain is not None:
+            error = error * signals.gain
+        change = signals.correlate(error, signals.pre, self.reduction)
+        return coefficients["rate"] * change, traces

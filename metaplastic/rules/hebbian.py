@@ -1,0 +1,91 @@
+"""Hebb and Oja on activity mixed with the teaching signal (Lindsey & Litwin-Kumar 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metaplastic.rules.base import PlasticityRule, Traces
+from metaplastic.rules.coefficient import Coefficient, Granularity
+from metaplastic.signals import LocalSignals, Reduction
+
+
+class Hebb(PlasticityRule):
+    r"""Hebbian plasticity: dW = P o <z x^T>, with z = mix * teaching + (1 - mix) * post.
+
+    x is presynaptic, <> the reduction over examples, P the plasticity, o elementwise; the teaching
+    signal enters raw, whatever its kind. This is the published rule when ``bounded`` is False
+    (free P, free mix, reduction ``"sum"``).
+
+    ``bounded``, the default, deviates from the paper to stay stable: P = tanh(raw),
+    mix = sigmoid(raw), and dW is divided by 1 + <z^2> of the postsynaptic unit, so that for Oja one
+    step never overshoots its fixed point. The normaliser is differentiated by the outer loop.
+
+    Args:
+        plasticity: initial P: a number, or a Coefficient of your own.
+        mix: initial share of the teaching signal in z, 0..1 when bounded; 0 or 1 are then fixed.
+        granularity: of P; ``mix`` is one number for each layer.
+        bounded: see above.
+        reduction: ``"examples"`` (mean over examples), ``"positions"`` (mean over rows) or
+            ``"sum"``; default the mean over rows when bounded, the sum when not.
+        multiplier: fixed factor on dW (100 on hidden layers in the published classifier).
+    """
+
+    def __init__(
+        self,
+        plasticity: float | Coefficient = 0.0,
+        mix: float | Coefficient = 0.5,
+        *,
+        granularity: Granularity = "synapse",
+        bounded: bool = True,
+        reduction: Reduction | None = None,
+        multiplier: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(plasticity, Coefficient):
+            plasticity = Coefficient(
+                plasticity, granularity=granularity, bound="tanh" if bounded else "none"
+            )
+        if not isinstance(mix, Coefficient):
+            mix = Coefficient(mix, bound="sigmoid" if bounded else "none", role="mixing")
+        self.plasticity, self.mix = plasticity, mix
+        self.bounded, self.multiplier = bounded, multiplier
+        self.reduction: Reduction = reduction or ("positions" if bounded else "sum")
+        silent = not mix.learned and mix.value == 0.0
+        self.needs = frozenset() if silent else frozenset({"teaching"})
+
+    def update(
+        self,
+        weight: Tensor,
+        signals: LocalSignals,
+        traces: Traces,
+        coefficients: dict[str, Tensor],
+    ) -> tuple[Tensor, Traces]:
+        z = signals.post
+        if signals.teaching is not None:
+            z = z + coefficients["mix"] * (signals.teaching - z)
+        scale: Tensor | float = self.multiplier
+        if self.bounded or self.decays:
+            energy = signals.average(z * z, self.reduction)
+            if self.bounded:
+                scale = scale / (1 + energy).mT
+            if self.decays:
+                change = signals.correlate(z * scale, signals.pre, self.reduction)
+                decay = energy * (scale if isinstance(scale, float) else scale.mT)
+                change = torch.addcmul(change, decay, weight, value=-1.0)
+                return coefficients["plasticity"] * change, traces
+        change = signals.correlate(z * scale, signals.pre, self.reduction)
+        return coefficients["plasticity"] * change, traces
+
+    decays = False
+    """Whether the postsynaptic energy pulls the weights back."""
+
+
+class Oja(Hebb):
+    r"""Oja's rule: dW = P o (<z x^T> - <z^2> W), z as in Hebb (Oja 1982; Lindsey & Litwin-Kumar).
+
+    The second term is a decay in proportion to the postsynaptic energy: each neuron regresses its
+    inputs on its own activity. Arguments as for Hebb.
+    """
+
+    decays = True
