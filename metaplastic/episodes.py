@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -72,9 +72,9 @@ class Episodes:
             if tensor.shape[: len(shape)] != shape or (exact and tensor.dim() != len(shape)):
                 raise ShapeError(f"{name} must be {shape}, got {tuple(tensor.shape)}.")
         for name in ("support_x", "support_y", "query_x", "query_y"):
-            tensor = getattr(self, name)
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                where = (~torch.isfinite(tensor)).nonzero()[0].tolist()
+            values: Tensor = getattr(self, name)
+            if values.is_floating_point() and not bool(values.isfinite().all()):
+                where = (~values.isfinite()).nonzero()[0].tolist()
                 raise DataError(
                     f"{name} holds a NaN or an infinity, first at index {where}: clean the data "
                     "before it is presented."
@@ -101,6 +101,6 @@ class Episodes:
             lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None)
         )
 
-    def _map(self, function) -> Episodes:  # noqa: ANN001 - Tensor -> Tensor
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Episodes:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: function(v) for k, v in values.items() if v is not None})

@@ -86,7 +86,8 @@ def _score(learner: Learner, episodes: Episodes, draws: Draws) -> dict[str, Tens
 
 def query_scores(rollout: Rollout) -> tuple[Tensor, Tensor | None]:
     """Mean loss, with its graph, and accuracy (None for regression) over each episode's queries
-    under the present weights, (E,)."""
+    under the present weights, (E,).
+    """
     weight = rollout.episodes.query_weight
     weight = torch.ones(rollout.target.shape[:2]).to(rollout.target) if weight is None else weight
     loss, right = _query(rollout)
@@ -118,7 +119,8 @@ def _by_task(rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
 
 def _blocks(episodes: Episodes) -> list[tuple[int, int, int]] | None:
     """(first, last, task) of each contiguous run of presentations of one task, if all episodes
-    agree on them."""
+    agree on them.
+    """
     tasks = episodes.support_task
     if tasks is None or episodes.query_task is None or bool((tasks != tasks[:1]).any()):
         return None

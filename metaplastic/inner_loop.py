@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -164,18 +164,18 @@ def _over_episodes(function: Callable, count: int) -> Callable:
     if count > 1:
         return vmap(function)
 
-    def single(*arguments):  # noqa: ANN002, ANN202 - nested dicts of tensors
+    def single(*arguments: Any) -> Any:
         result = function(*(_map(lambda t: t[0], a) for a in arguments))
         return _map(lambda t: t.unsqueeze(0), result)
 
     return single
 
 
-def _map(function: Callable[[Tensor], Tensor], tree):  # noqa: ANN001, ANN202 - nested dicts
+def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _map(function, value) for key, value in tree.items()}
     return function(tree)
 
 
-def _expand(tree, count: int):  # noqa: ANN001, ANN202 - nested dicts
+def _expand(tree: Any, count: int) -> Any:
     return _map(lambda t: t.unsqueeze(0).expand(count, *t.shape), tree)

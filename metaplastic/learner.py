@@ -147,7 +147,8 @@ class Learner(nn.Module):
 
     def field(self, state: State, presentation: Presentation) -> dict[str, Tensor]:
         """What one presentation wants of the plastic weights: their change, {group: (n_out, n_in)},
-        differentiable in weights and meta-parameters."""
+        differentiable in weights and meta-parameters.
+        """
         record = _Record(self._rules())
         self.credit.present(self.network, state, presentation, record)
         return record.change
@@ -171,7 +172,8 @@ class Learner(nn.Module):
         """A learner with fast weights of its own, and the same Parameters by reference: gradients
         of a loss after ``adapt`` reach the original's ``.grad``. learn2learn's ``allow_unused``
         and ``allow_nograd`` are accepted and have no effect. ``generator`` draws what is
-        resampled."""
+        resampled.
+        """
         own = type(self).__new__(type(self))
         own.__dict__.update(self.__dict__)
         if first_order is not None:
@@ -259,7 +261,8 @@ class Learner(nn.Module):
     def param_groups(self, lr: float = 1e-3, **rates: float) -> list[dict[str, Any]]:
         """Optimiser groups with rates of their own: ``initial`` (weights, trunk and norms),
         ``feedback``, ``plasticity``, ``mixing`` (FLP's beta) and ``control`` (inner rates); a role
-        that is not named gets ``lr``, a role without Parameters no group."""
+        that is not named gets ``lr``, a role without Parameters no group.
+        """
         unknown = set(rates) - set(ROLES)
         if unknown:
             raise ConfigurationError(f"roles are {', '.join(ROLES)}; got {sorted(unknown)}.")
@@ -292,20 +295,21 @@ def first_order_step(
 ) -> State:
     """One step; under ``first_order`` the network's weights and features that the update sees are
     constants: the weights keep the identity as their graph, and what remains is the direct effect
-    of feedback weights and coefficients on the change."""
+    of feedback weights and coefficients on the change.
+    """
     if not first_order:
         return learner.step(state, presentation)
-    own = learner.network.groups()
     before = state["weights"]
-    seen = {n: w.detach() if n in own else w for n, w in before.items()}
+    forward = [name for name in before if name not in learner.credit.groups()]
+    seen = before | {name: before[name].detach() for name in forward}
     shown = Presentation(
         presentation.x.detach(), presentation.teacher, presentation.weight, presentation.noise
     )
     after = learner.step({**state, "weights": seen}, shown)
-    identity = {
-        n: w + (before[n] - before[n].detach()) for n, w in after["weights"].items() if n in own
-    }
-    return {**after, "weights": after["weights"] | identity}
+    weights = dict(after["weights"])
+    for name in forward:
+        weights[name] = weights[name] + (before[name] - before[name].detach())
+    return {**after, "weights": weights}
 
 
 class _Apply:
@@ -342,7 +346,8 @@ class _Record(_Apply):
 
 def _frozen_parameters_to_buffers(module: nn.Module) -> None:
     """A Parameter that is not trained becomes a buffer: loops over ``parameters()`` that read
-    ``.grad`` find a tensor everywhere."""
+    ``.grad`` find a tensor everywhere.
+    """
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             if not parameter.requires_grad:

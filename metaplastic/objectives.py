@@ -49,7 +49,8 @@ class Objective(ABC):
 @dataclass(frozen=True)
 class SquaredError(Objective):
     """Regression. ``loss`` is the mean square over the K outputs; ``error`` is minus the gradient
-    of half the summed square, y - output, the convention of Lindsey & Litwin-Kumar (2020)."""
+    of half the summed square, y - output, the convention of Lindsey & Litwin-Kumar (2020).
+    """
 
     def encode(self, y: Tensor, outputs: int) -> Tensor:
         if not y.is_floating_point() or y.shape[-1] != outputs:
@@ -69,7 +70,8 @@ class SquaredError(Objective):
 @dataclass(frozen=True)
 class CrossEntropy(Objective):
     """Classification by softmax over K logits; targets are integer labels in 0..K-1.
-    ``error`` is onehot - softmax, minus the gradient of the cross-entropy of each example."""
+    ``error`` is onehot - softmax, minus the gradient of the cross-entropy of each example.
+    """
 
     def encode(self, y: Tensor, outputs: int) -> Tensor:
         if y.is_floating_point() or y.dtype == torch.bool:

@@ -47,7 +47,10 @@ class FLPOptions(Options):
 
     signal: Kind | None = None
     """``error`` or ``target``; None takes the target for classes and the error for regression."""
-    plasticity: float = 0.1
+    plasticity: float = 0.01
+    """Initial plasticity of hidden layers."""
+    output_plasticity: float = 0.3
+    """Initial plasticity of a clamped last layer."""
     mix: float = 0.5
     """Initial share of the teaching signal in hidden layers."""
     granularity: Granularity = "synapse"
@@ -131,7 +134,7 @@ def _flp(
         only_teaching = Coefficient(1.0, learned=False, role="mixing")
         rule = {
             "role:bias": None,
-            "position:last": family(options.plasticity, only_teaching, **shared),
+            "position:last": family(options.output_plasticity, only_teaching, **shared),
             "*": hidden,
         }
     return Learner(network, credit, rule, objective, generator=generator)
@@ -191,27 +194,20 @@ _FAITHFUL = FLPOptions(
     bounded=False,
 )
 
-RECIPES: dict[str, Recipe] = {
-    r.name: r
-    for r in (
-        Recipe("flp", "meta-learned direct feedback x Oja, bounded", _flp, FLPOptions()),
-        Recipe(
-            "flp-faithful", "the same as published, free to diverge", _flp, _FAITHFUL, _FAITHFUL
-        ),
-        Recipe("oml", "backprop x delta, second order", _oml, DeltaOptions()),
-        Recipe("oml-1", "backprop x delta, first order", _oml, DeltaOptions(), first_order=True),
-        Recipe("maml", "backprop x delta in every layer", _maml, DeltaOptions(), whole=True),
-        Recipe("anil", "backprop x delta in the last layer", _anil, DeltaOptions()),
-        Recipe(
-            "feedback-delta",
-            "meta-learned direct feedback x delta",
-            _feedback_delta,
-            DeltaOptions(),
-        ),
-        Recipe("dfa", "fixed random direct feedback x delta", _dfa, DeltaOptions()),
-        Recipe("none", "no inner updates: meta-trained weights alone", _none, Options()),
-    )
-}
+_ALL = (
+    Recipe("flp", "meta-learned direct feedback x Oja, bounded", _flp, FLPOptions()),
+    Recipe("flp-faithful", "as published: free, may diverge", _flp, _FAITHFUL, _FAITHFUL),
+    Recipe("oml", "backprop x delta, second order", _oml, DeltaOptions()),
+    Recipe("oml-1", "backprop x delta, first order", _oml, DeltaOptions(), first_order=True),
+    Recipe("maml", "backprop x delta in every layer", _maml, DeltaOptions(), whole=True),
+    Recipe("anil", "backprop x delta in the last layer", _anil, DeltaOptions()),
+    Recipe("feedback-delta", "learned direct feedback x delta", _feedback_delta, DeltaOptions()),
+    Recipe("dfa", "fixed random direct feedback x delta", _dfa, DeltaOptions()),
+    Recipe("none", "no inner updates: meta-trained weights alone", _none, Options()),
+)
+
+RECIPES: dict[str, Recipe] = {r.name: r for r in _ALL}
+"""Every named learner."""
 
 
 def recipe(name: str) -> Recipe:

@@ -13,12 +13,13 @@ meets the same ones."""
 
 def generator(sequence: np.random.SeedSequence) -> torch.Generator:
     """A CPU generator seeded by a numpy SeedSequence."""
-    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
 
 
 def streams(seed: int) -> dict[str, torch.Generator]:
     """Independent CPU generators by name: ``initial`` weights, ``feedback``, ``episodes`` and
-    ``noise`` (also what is resampled)."""
+    ``noise`` (also what is resampled).
+    """
     children = np.random.SeedSequence(seed).spawn(len(STREAMS))
     return {name: generator(child) for name, child in zip(STREAMS, children, strict=True)}
 

@@ -76,7 +76,8 @@ class LocalSignals:
 
     def correlate(self, post: Tensor, pre: Tensor, reduction: Reduction) -> Tensor:
         """Post x pre over the rows, (N, a) and (N, b) -> (a, b): their sum, or that divided by the
-        number of examples or of rows (``"positions"``); padding is not counted."""
+        number of examples or of rows (``"positions"``); padding is not counted.
+        """
         return self._shares(post, reduction).mT @ pre
 
     def average(self, post: Tensor, reduction: Reduction) -> Tensor:
@@ -140,7 +141,8 @@ class GivenError(Teacher):
 @dataclass(frozen=True)
 class Presentation:
     """What is shown at one step: ``x`` (B, *) features, the teacher, the weight of each example
-    (B, 1) or None, and the noise that the credit asked for (drawn outside), or None."""
+    (B, 1) or None, and the noise that the credit asked for (drawn outside), or None.
+    """
 
     x: Tensor
     teacher: Teacher
@@ -150,7 +152,8 @@ class Presentation:
 
 class Learn(Protocol):
     """The one hinge: what is done with the signals. Applies the rules in the inner loop, records
-    in ``assign_grads`` and in analyses."""
+    in ``assign_grads`` and in analyses.
+    """
 
     @property
     def needs(self) -> dict[str, frozenset[str]]:

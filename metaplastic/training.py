@@ -71,7 +71,7 @@ class MetaTraining:
         generators = streams(seed)
         self._generators = {name: generators[name] for name in ("episodes", "noise")}
 
-    def run(self, steps: int):  # noqa: ANN201 - an iterator of StepReport
+    def run(self, steps: int):
         """Meta-train up to ``steps`` meta-steps in all, one report after each."""
         while self.steps < steps:
             yield self.step()
@@ -101,7 +101,8 @@ class MetaTraining:
 
     def save(self, path: str | os.PathLike[str], extra: dict[str, Any] | None = None) -> None:
         """Write everything that ``resume`` needs, atomically: an interrupted write leaves the
-        previous checkpoint as it was. ``extra`` holds plain values of your own."""
+        previous checkpoint as it was. ``extra`` holds plain values of your own.
+        """
         path = Path(path)
         content = {
             "format": FORMAT,

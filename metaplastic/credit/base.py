@@ -32,7 +32,8 @@ class CreditAssignment(nn.Module, ABC):
 
     def bind(self, network: Network, plastic: frozenset[str], generator: torch.Generator) -> Self:
         """A copy whose feedback synapses fit ``network``, drawn from ``generator``. Only the
-        network's ``plastic`` groups need signals; feedback that no one reads is not made."""
+        network's ``plastic`` groups need signals; feedback that no one reads is not made.
+        """
         del network, plastic, generator
         return copy.deepcopy(self)
 
@@ -66,4 +67,5 @@ class CreditAssignment(nn.Module, ABC):
         self, network: Network, state: State, presentation: Presentation, learn: Learn
     ) -> State:
         """One presentation. Calls ``learn(state, {group: LocalSignals})`` as often as the method
-        learns, goes on with the weights as ``learn`` left them, and returns the new state."""
+        learns, goes on with the weights as ``learn`` left them, and returns the new state.
+        """

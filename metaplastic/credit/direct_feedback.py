@@ -63,7 +63,8 @@ class DirectFeedback(CreditAssignment):
                 f"depth must be at least 1, and depth > 1 needs width=; got depth={depth}, "
                 f"width={width}."
             )
-        self.signal, self.depth, self.width = signal, depth, width
+        self.signal: Kind = signal
+        self.depth, self.width = depth, width
         self.learned, self.resampled = weights == "learned", weights == "resampled"
         self.rectify, self.bias, self.output = rectify, bias, output
         self.detach_error, self.scale = detach_error, scale

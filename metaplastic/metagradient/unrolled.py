@@ -56,10 +56,9 @@ class Unrolled(MetaGradient):
             self._add(learner, episodes, draws, chunk, total)
         total.write()
         order = sorted(total.loss)
-        accuracy = [total.accuracy[i] for i in order]
         return Outcome(
             loss=torch.stack([total.loss[i] for i in order]) if order else torch.zeros(0),
-            accuracy=torch.stack(accuracy) if order and accuracy[0] is not None else None,
+            accuracy=torch.stack([total.accuracy[i] for i in order]) if total.accuracy else None,
             kept=tuple(order),
             diverged=tuple(sorted(total.diverged, key=lambda d: d.episode)),
         )
@@ -73,7 +72,8 @@ class Unrolled(MetaGradient):
         total: _Total,
     ) -> None:
         """Add the gradient of some episodes; those that diverge are found, left out and reported,
-        and the others computed again without them."""
+        and the others computed again without them.
+        """
         if not indices:
             return
         loss, accuracy = self.losses(learner, episodes[indices], draws[indices])
@@ -135,7 +135,7 @@ class _Total:
         self.parameters = parameters
         self.gradients = [torch.zeros_like(p) for p in parameters]
         self.loss: dict[int, Tensor] = {}
-        self.accuracy: dict[int, Tensor | None] = {}
+        self.accuracy: dict[int, Tensor] = {}
         self.diverged: list[Divergence] = []
 
     def add(
@@ -148,7 +148,8 @@ class _Total:
         self.gradients = [a + b for a, b in zip(self.gradients, gradients, strict=True)]
         for row, i in enumerate(indices):
             self.loss[i] = loss[row]
-            self.accuracy[i] = None if accuracy is None else accuracy[row]
+            if accuracy is not None:
+                self.accuracy[i] = accuracy[row]
 
     def write(self) -> None:
         count = max(1, len(self.loss))

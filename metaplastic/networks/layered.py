@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the usual name
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaplastic.errors import ConfigurationError, ShapeError, UnsupportedLayerError
@@ -195,11 +195,11 @@ class LayeredNetwork(Network):
         found = {}
         for layer in self.layers:
             n_out, n_in = layer.synapses.weight.flatten(1).shape
-            place = {"position": layer.index, "layers": len(self.layers), "sites": layer.sites}
-            weight = SynapseGroup(f"{layer.name}_weight", n_out, n_in, "weight", **place)
+            place = (layer.index, len(self.layers), layer.sites)
+            weight = SynapseGroup(f"{layer.name}_weight", n_out, n_in, "weight", *place)
             found[weight.name] = weight
             if layer.synapses.bias is not None:
-                bias = SynapseGroup(f"{layer.name}_bias", n_out, 1, "bias", **place)
+                bias = SynapseGroup(f"{layer.name}_bias", n_out, 1, "bias", *place)
                 found[bias.name] = bias
         return found
 
@@ -262,7 +262,8 @@ class LayeredNetwork(Network):
     ) -> Tensor:
         """Error at the potentials of layer ``index`` (N, n_out), sent down through ``matrix``
         (n_out, n_in), arrives at the activity of the layer below, whose ``activity`` is given:
-        (N', n_out'). With the layer's own weights this is backpropagation."""
+        (N', n_out'). With the layer's own weights this is backpropagation.
+        """
         below = self.layers[index - 1]
         unit_error = self.layers[index].fold(error @ matrix)
         for i in reversed(range(len(below.transforms))):
@@ -335,11 +336,8 @@ def _unit_shape(synapses: nn.Module, shape: tuple[int, ...], index: int) -> tupl
             )
         return (synapses.out_features,)
     assert isinstance(synapses, nn.Conv2d)
-    if (
-        synapses.groups != 1
-        or synapses.padding_mode != "zeros"
-        or isinstance(synapses.padding, str)
-    ):
+    m = synapses
+    if m.groups != 1 or m.padding_mode != "zeros" or isinstance(m.padding, str):
         raise UnsupportedLayerError(
             f"{synapses}: plastic convolutions take groups=1, zero padding and padding in numbers."
         )
@@ -349,13 +347,8 @@ def _unit_shape(synapses: nn.Module, shape: tuple[int, ...], index: int) -> tupl
             f"{shape}: mend in_channels or input_shape."
         )
     size = [
-        (
-            shape[1 + i]
-            + 2 * synapses.padding[i]
-            - synapses.dilation[i] * (synapses.kernel_size[i] - 1)
-            - 1
-        )
-        // synapses.stride[i]
+        (shape[1 + i] + 2 * m.padding[i] - m.dilation[i] * (m.kernel_size[i] - 1) - 1)
+        // m.stride[i]
         + 1
         for i in (0, 1)
     ]

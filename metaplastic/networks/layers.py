@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the usual name
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaplastic.errors import ConfigurationError, UnsupportedLayerError
@@ -29,7 +30,7 @@ def without_inplace(module: nn.Module) -> nn.Module:
     """The module, or a shallow copy that does not overwrite its input."""
     if getattr(module, "inplace", False):
         module = copy.copy(module)
-        module.inplace = False
+        module.__dict__["inplace"] = False
     return module
 
 
@@ -37,7 +38,7 @@ class Transform(ABC):
     """What stands between one layer's activity and the next layer's synapses, (B, *) -> (B, *)."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
+        self.module: Any = module
 
     def __call__(self, x: Tensor) -> Tensor:
         """Forward map."""
@@ -152,7 +153,8 @@ class RunningNorm(Transform):
 
 def transform(module: nn.Module, batch_norm: str | None) -> Transform:
     """The transform of a module; raises UnsupportedLayerError, or ConfigurationError where a batch
-    norm has no declared policy."""
+    norm has no declared policy.
+    """
     kind = type(module)
     if kind in SLOPES:
         return Activate(without_inplace(module))
@@ -190,5 +192,5 @@ def transform(module: nn.Module, batch_norm: str | None) -> Transform:
     )
 
 
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -36,7 +36,7 @@ class PlasticityRule(nn.Module, ABC):
         return own
 
     def coefficients(self) -> dict[str, Tensor]:
-        """The value of every Coefficient by its attribute name, each broadcastable to (n_out, n_in)."""
+        """Every Coefficient's value by attribute name, each broadcastable to (n_out, n_in)."""
         return {n: m() for n, m in self.named_children() if isinstance(m, Coefficient)}
 
     def init(self, weight: Tensor) -> Traces:

@@ -64,17 +64,14 @@ class Hebb(PlasticityRule):
         z = signals.post
         if signals.teaching is not None:
             z = z + coefficients["mix"] * (signals.teaching - z)
-        scale: Tensor | float = self.multiplier
-        if self.bounded or self.decays:
-            energy = signals.average(z * z, self.reduction)
-            if self.bounded:
-                scale = scale / (1 + energy).mT
-            if self.decays:
-                change = signals.correlate(z * scale, signals.pre, self.reduction)
-                decay = energy * (scale if isinstance(scale, float) else scale.mT)
-                change = torch.addcmul(change, decay, weight, value=-1.0)
-                return coefficients["plasticity"] * change, traces
-        change = signals.correlate(z * scale, signals.pre, self.reduction)
+        energy = signals.average(z * z, self.reduction)
+        # Factors of one neuron go into z, which is small, and not into dW.
+        factor = torch.full_like(energy, self.multiplier)
+        if self.bounded:
+            factor = factor / (1 + energy)
+        change = signals.correlate(z * factor.mT, signals.pre, self.reduction)
+        if self.decays:
+            change = torch.addcmul(change, energy * factor, weight, value=-1.0)
         return coefficients["plasticity"] * change, traces
 
     decays = False

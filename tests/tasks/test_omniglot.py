@@ -40,7 +40,7 @@ def box(name: str, drawing: int) -> tuple[int, int, int, int]:
 
 def write_archive(path: Path, characters: dict[str, list[bytes]]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"__MACOSX/{path.stem}/Latin/._character01", b"clutter")
+        archive.writestr(f"__MACOSX/{path.stem}/Latin/character01/._0001_01.png", b"clutter")
         archive.writestr(f"{path.stem}/", b"")
         for character, drawings in characters.items():
             for i, content in enumerate(drawings):

@@ -1,0 +1,100 @@
+"""The networks of the studies, the same for every learner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from metaplastic.errors import ConfigurationError
+from metaplastic.networks import LayeredNetwork
+from metaplastic.networks.base import he_normal
+from metaplastic.recipes import Recipe
+from tasks import Task
+
+CHANNELS = 32
+CONVOLUTIONS = 3
+
+
+def build_network(
+    task: Task,
+    recipe: Recipe,
+    hidden: Sequence[int],
+    generator: torch.Generator,
+    feature_norm: float = 4.0,
+) -> LayeredNetwork:
+    """The network that fits a task: plastic Linear layers of widths ``hidden`` with ReLUs.
+
+    Vectors go straight in. Images pass a trunk first: three 3x3 convolutions with stride 2 and 32
+    channels, ReLUs, and a normalisation that gives the features mean 0 and the Euclidean norm
+    ``feature_norm``. For a learner whose every layer is plastic (``recipe.whole``) the trunk is
+    part of the chain. He-normal weights and zero biases come from ``generator`` alone, so that
+    every learner starts from the same network.
+
+    Raises:
+        ConfigurationError: for inputs that are neither vectors nor images, or widths below 1.
+    """
+    if any(width < 1 for width in hidden) or feature_norm <= 0:
+        raise ConfigurationError(
+            f"hidden widths and feature_norm must be positive, got {list(hidden)} and "
+            f"{feature_norm}."
+        )
+    shape = task.input_shape
+    if len(shape) not in (1, 3):
+        raise ConfigurationError(f"{task.name} has inputs of shape {shape}: no network for these.")
+    convolutions = [] if len(shape) == 1 else _convolutions(shape, feature_norm)
+    features = shape[0] if len(shape) == 1 else _feature_count(shape)
+    whole = recipe.whole and bool(convolutions)
+    chain = [*(convolutions if whole else ()), *_dense(features, hidden, task.outputs)]
+    trunk = nn.Sequential(*convolutions) if convolutions and not whole else None
+    network = LayeredNetwork(nn.Sequential(*chain), trunk=trunk, input_shape=shape)
+    _draw(network, generator)
+    return network
+
+
+def _convolutions(shape: tuple[int, ...], feature_norm: float) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    channels = shape[0]
+    for _ in range(CONVOLUTIONS):
+        found += [
+            skip_init(nn.Conv2d, channels, CHANNELS, 3, stride=2, padding=1),
+            nn.ReLU(),
+        ]
+        channels = CHANNELS
+    count = _feature_count(shape)
+    # A layer norm with a fixed gain: it has the same meaning in a trunk and between plastic layers.
+    norm = nn.LayerNorm(count, bias=False)
+    nn.init.constant_(norm.weight, feature_norm / count**0.5)
+    norm.weight.requires_grad_(False)
+    return [*found, nn.Flatten(), norm]
+
+
+def _feature_count(shape: tuple[int, ...]) -> int:
+    size = shape[1:]
+    for _ in range(CONVOLUTIONS):
+        size = tuple((side + 1) // 2 for side in size)
+    return CHANNELS * size[0] * size[1]
+
+
+def _dense(features: int, hidden: Sequence[int], outputs: int) -> list[nn.Module]:
+    widths = [features, *hidden, outputs]
+    found: list[nn.Module] = []
+    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+        found += [skip_init(nn.Linear, n_in, n_out), nn.ReLU()]
+    return found[:-1]
+
+
+def _draw(network: LayeredNetwork, generator: torch.Generator) -> None:
+    """Fill in every weight, input side first, so that a trunk and a chain draw alike."""
+    with torch.no_grad():
+        for module in network.trunk.modules() if network.trunk is not None else ():
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                n_out = module.out_channels
+                fresh = he_normal((n_out, module.weight[0].numel()), generator)
+                module.weight.copy_(fresh.reshape(module.weight.shape))
+                module.bias.zero_()
+        for group, fresh in network.draw(generator).items():
+            parameter: Tensor = network.parameter(group)
+            parameter.copy_(fresh.reshape(parameter.shape))

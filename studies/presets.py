@@ -1,0 +1,95 @@
+"""The sizes of every study: one table by task family, learner and preset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from metaplastic.errors import ConfigurationError, UnknownNameError
+
+Decay = Literal["constant", "cosine", "late"]
+
+PRESETS: dict[str, str] = {
+    "smoke": "seconds: only shows that everything runs",
+    "quick": "minutes: a first impression",
+    "acceptance": "up to two hours on 2 cores: what the documented numbers are measured at",
+    "full": "the published size: best on a GPU",
+}
+"""The presets, smallest first."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large one study is."""
+
+    steps: int
+    """Meta-steps."""
+    episodes: int
+    """Episodes in each meta-step."""
+    test: int
+    """Unseen episodes that score the learner."""
+    hidden: tuple[int, ...]
+    """Hidden widths of the plastic layers."""
+    task: Mapping[str, int]
+    """Options of the task."""
+    feature_norm: float = 4.0
+    """Euclidean norm of the trunk's features; images only."""
+    decay: Decay = "constant"
+    """Of the outer rates: cosine to 0, or late (linear to 0 over the last 30 %)."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Recipe options that differ from the learner's defaults."""
+    rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    """First values of a learned inner rate, of which validation picks one."""
+    rate_share: float = 0.05
+    """Share of the meta-steps that each of them is tried for."""
+    rate_episodes: int = 32
+    """Validation episodes that score each of them."""
+
+
+def _sinusoid(functions: int, batches: int, batch: int) -> dict[str, int]:
+    return {"functions": functions, "batches": batches, "batch": batch, "queries": 16}
+
+
+def _images(ways: int, shots: int, queries: int = 5) -> dict[str, int]:
+    return {"ways": ways, "shots": shots, "queries": queries, "batch": 1}
+
+
+TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
+    ("sinusoid", "*"): {
+        "smoke": Sizes(20, 4, 20, (32, 32), _sinusoid(3, 4, 8), rate_episodes=4),
+        "quick": Sizes(200, 8, 200, (64,) * 3, _sinusoid(5, 8, 16)),
+        "acceptance": Sizes(600, 8, 500, (64,) * 4, _sinusoid(10, 8, 16)),
+        "full": Sizes(20_000, 8, 500, (64,) * 4, _sinusoid(10, 40, 32)),
+    },
+    ("glyphs", "*"): {
+        "smoke": Sizes(20, 2, 20, (32,), _images(4, 2, 2), rate_episodes=4),
+        "quick": Sizes(150, 8, 200, (128,), _images(5, 5)),
+        "acceptance": Sizes(1500, 8, 500, (128,), _images(5, 5)),
+        "full": Sizes(20_000, 8, 500, (128,), _images(20, 5)),
+    },
+    ("omniglot", "*"): {
+        "smoke": Sizes(20, 2, 20, (32,), _images(4, 2, 2), rate_episodes=4),
+        "quick": Sizes(150, 8, 200, (128,), _images(5, 5)),
+        "acceptance": Sizes(1200, 2, 500, (128,), _images(20, 5)),
+        "full": Sizes(40_000, 2, 500, (128,), _images(20, 5)),
+    },
+}
+"""(task family, learner or ``*``) -> preset -> sizes; a learner's own row comes before ``*``."""
+
+
+def sizes(task: str, learner: str, preset: str) -> Sizes:
+    """The sizes of one study.
+
+    Raises UnknownNameError for another preset, and ConfigurationError for a task without sizes.
+    """
+    if preset not in PRESETS:
+        raise UnknownNameError("preset", preset, PRESETS)
+    family = task.partition("-")[0]
+    for key in ((family, learner), (family, "*")):
+        if preset in TABLE.get(key, {}):
+            return TABLE[key][preset]
+    raise ConfigurationError(
+        f"preset {preset} has no sizes for the task {task}; studies/presets.py has them for "
+        f"{', '.join(sorted({name for name, _ in TABLE}))}."
+    )
