@@ -47,11 +47,12 @@ class FLPOptions(Options):
 
     signal: Kind | None = None
     """``error`` or ``target``; None takes the target for classes and the error for regression."""
-    plasticity: float = 0.01
-    """Initial plasticity of hidden layers."""
-    output_plasticity: float = 0.3
-    """Initial plasticity of a clamped last layer."""
-    mix: float = 0.5
+    plasticity: float | None = None
+    """Initial plasticity of hidden layers; None takes 0.001 for a target signal and 0 for errors,
+    whose loop through the output is unstable when it starts too strong."""
+    output_plasticity: float | None = None
+    """Initial plasticity of a clamped last layer; None takes 0.7 for a target, 0.03 for errors."""
+    mix: float = 0.9
     """Initial share of the teaching signal in hidden layers."""
     granularity: Granularity = "synapse"
     hebbian: bool = False
@@ -126,15 +127,20 @@ def _flp(
         output="clamp" if options.clamp else "feedback",
         detach_error=options.detach_error,
     )
+    hidden_start, output_start = (0.001, 0.7) if signal == "target" else (0.0, 0.03)
+    if options.plasticity is not None:
+        hidden_start = options.plasticity
+    if options.output_plasticity is not None:
+        output_start = options.output_plasticity
     family = Hebb if options.hebbian else Oja
     shared = {"granularity": options.granularity, "bounded": options.bounded}
-    hidden = family(options.plasticity, options.mix, multiplier=options.hidden_multiplier, **shared)
+    hidden = family(hidden_start, options.mix, multiplier=options.hidden_multiplier, **shared)
     rule: dict[str, Hebb | None] = {"role:bias": None, "*": hidden}
     if options.clamp:
         only_teaching = Coefficient(1.0, learned=False, role="mixing")
         rule = {
             "role:bias": None,
-            "position:last": family(options.output_plasticity, only_teaching, **shared),
+            "position:last": family(output_start, only_teaching, **shared),
             "*": hidden,
         }
     return Learner(network, credit, rule, objective, generator=generator)
@@ -188,6 +194,7 @@ _FAITHFUL = FLPOptions(
     plasticity_rate=1e-8,
     mixing_rate=1e-4,
     plasticity=0.0,
+    mix=0.5,
     rectify=True,
     feedback_bias=True,
     clamp=False,

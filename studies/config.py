@@ -53,9 +53,14 @@ class RunConfig:
         ways = self.task_options.get("ways")
         return None if ways is None else 1 / ways
 
+    def as_json(self) -> dict[str, Any]:
+        """The content of ``config.json``."""
+        return asdict(self)
+
     def write(self, folder: Path) -> None:
         """Write ``config.json``."""
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(self.as_json(), indent=2, allow_nan=False)
+        (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -73,7 +78,8 @@ def read_config(folder: Path) -> RunConfig:
     names = {f.name for f in fields(RunConfig)}
     if not isinstance(values, dict) or set(values) != names:
         raise CheckpointError(
-            f"{folder / FILE} was written by another version: it must hold {', '.join(sorted(names))}."
+            f"{folder / FILE} was written by another version; this one reads the entries "
+            f"{', '.join(sorted(names))}."
         )
     return RunConfig(**{**values, "hidden": tuple(values["hidden"])})
 
@@ -104,7 +110,8 @@ def make_config(
     values = {**size.options, **own}
     _check_types(named, values)
     kept = asdict(named.configure(values))
-    steps, episodes = steps or size.steps, episodes or size.episodes
+    steps = size.steps if steps is None else steps
+    episodes = size.episodes if episodes is None else episodes
     if steps < 1 or episodes < 1 or seed < 0:
         raise ConfigurationError(
             f"steps and episodes count from 1 and a seed from 0; got steps {steps}, episodes "
@@ -148,7 +155,7 @@ def make_metagradient(text: str, named: Recipe) -> MetaGradient:
     if (option is None) != (number == "") or (number and not number.isdecimal()):
         form = name if option is None else f"{name}:K with K a number of presentations"
         raise ConfigurationError(f"the meta-gradient {name} is written {form}; got {text!r}.")
-    values = {option: int(number)} if option else {}
+    values: dict[str, Any] = {option: int(number)} if option else {}
     return Unrolled(first_order=named.first_order or name == "first-order", **values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ def _feature_count(shape: tuple[int, ...]) -> int:
 def _dense(features: int, hidden: Sequence[int], outputs: int) -> list[nn.Module]:
     widths = [features, *hidden, outputs]
     found: list[nn.Module] = []
-    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+    for n_in, n_out in pairwise(widths):
         found += [skip_init(nn.Linear, n_in, n_out), nn.ReLU()]
     return found[:-1]
 

@@ -13,7 +13,8 @@ from metaplastic.signals import State, SynapseGroup
 
 def he_normal(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     """(n_out, n_in) normal weights of variance 2 / n_in, drawn on the CPU (He et al. 2015)."""
-    return torch.randn(shape, generator=generator) * math.sqrt(2.0 / shape[1])
+    draw = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return (draw * math.sqrt(2.0 / shape[1])).to(torch.get_default_dtype())
 
 
 class Network(nn.Module, ABC):

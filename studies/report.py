@@ -1,0 +1,99 @@
+"""Reports: the pictures of some runs, and one self-contained page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from studies.figures import age_figure, curve_figure, functions_figure
+from studies.gather import Run
+from studies.page import Section, write_page
+from studies.style import RC
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One kind of picture."""
+
+    name: str
+    """The end of its file name, ``<task>-<name>.png``."""
+    caption: str
+    draw: Callable[[Sequence[Run]], Figure | None]
+    """None where the runs have nothing to show in it."""
+
+
+PICTURES = (
+    Picture(
+        "curve",
+        "Meta-learning: the query loss of the training episodes at every meta-step (faint) and its "
+        "running mean (bold). One meta-step is one step of the outer optimiser.",
+        curve_figure,
+    ),
+    Picture(
+        "age",
+        "What is left of each part of the stream at its end. Bars are 95 % intervals over unseen "
+        "episodes. A learner that forgets does worse on the left than on the right.",
+        age_figure,
+    ),
+    Picture(
+        "functions",
+        "One unseen episode: each learner saw the functions one after the other and is asked about "
+        "all of them at the end.",
+        functions_figure,
+    ),
+)
+"""Every kind of picture, in the order of the page; a new one is one line here."""
+
+
+def write_report(out: Path, runs: Sequence[Run], title: str, result: dict) -> list[str]:
+    """Write ``<task>-<name>.png`` and ``report.html`` to ``out``.
+
+    Returns the names of the pictures that were left out because matplotlib is missing.
+    """
+    sections, left_out = [], []
+    for task in dict.fromkeys(run.row["task"] for run in runs):
+        drawn = [run for run in runs if run.row["task"] == task]
+        section = Section(task, drawn)
+        for picture in PICTURES:
+            name = f"{task}-{picture.name}.png"
+            try:
+                content = render(picture, drawn)
+            except ImportError:
+                left_out.append(name)
+                continue
+            if content is not None:
+                (out / name).write_bytes(content)
+                section.pictures.append((name, picture.caption, content))
+        sections.append(section)
+    write_page(out / "report.html", title, result, sections, left_out)
+    return left_out
+
+
+def render(picture: Picture, runs: Sequence[Run]) -> bytes | None:
+    """A picture as PNG, or None. Raises ImportError without matplotlib."""
+    import matplotlib
+
+    with matplotlib.rc_context(RC):  # type: ignore[arg-type]
+        figure = picture.draw(runs)
+        if figure is None:
+            return None
+        buffer = BytesIO()
+        # Without a date in it, the same runs give the same bytes.
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def left_out_text(left_out: Sequence[str]) -> str:
+    """What to tell the user about missing pictures, or nothing."""
+    if not left_out:
+        return ""
+    return (
+        f"Without matplotlib these pictures are left out: {', '.join(left_out)}. Install it and "
+        "run `python -m studies report` on this folder to get them."
+    )

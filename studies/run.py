@@ -1,0 +1,213 @@
+"""One training run: train, checkpoint, score. Can be interrupted and gone on with exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metaplastic.errors import CheckpointError
+from metaplastic.training import StepReport
+from studies.assembly import make_learner, make_run_task, make_training, pinned
+from studies.config import RunConfig
+from studies.results import Result
+from studies.scoring import fitted_functions, score
+from studies.status import Every, Report, Smooth, Status
+from studies.words import run_headline
+from tasks import Task
+
+CHECKPOINT = "checkpoint.pt"
+CURVE = "curve.jsonl"
+CHECKPOINT_SECONDS = 30.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was stopped between two meta-steps; its message says how to go on."""
+
+
+def run_training(
+    config: RunConfig,
+    out: Path,
+    report: Report,
+    *,
+    device: torch.device | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    resume: bool = False,
+) -> Result:
+    """Train and score one learner; the folder ``out`` gets ``config.json``, ``checkpoint.pt``,
+    ``curve.jsonl``, ``scores.npz`` and ``result.json``.
+
+    Args:
+        config: what to run.
+        out: an existing folder.
+        report: told about progress.
+        device: default CPU.
+        stop: asked between meta-steps.
+        resume: go on from the checkpoint in ``out``; the outcome is that of a run that was never
+            interrupted.
+
+    Raises:
+        Interrupted: when ``stop`` said so; the checkpoint is written first.
+        CheckpointError: for a checkpoint that is damaged or of another configuration.
+    """
+    device = device or torch.device("cpu")
+    began = time.monotonic()
+    task = make_run_task(config, device)
+    config = pinned(config, task)
+    if not resume:
+        config = search_rate(config, task, device, report, stop)
+        config.write(out)
+    learner = make_learner(config, task, device)
+    training = make_training(config, task, learner)
+    before, diverged = 0.0, 0
+    if resume:
+        extra = training.resume(out / CHECKPOINT)
+        before, diverged = extra["seconds"], extra["diverged"]
+    curve = _Curve(out / CURVE, training.steps)
+
+    def save() -> None:
+        curve.flush()
+        seconds = before + time.monotonic() - began
+        training.save(out / CHECKPOINT, {"seconds": seconds, "diverged": diverged})
+
+    due, watch = Every(CHECKPOINT_SECONDS), _Watch(report, "training", config.steps, diverged)
+    due()
+    for step in training.run(config.steps):
+        curve.add(step)
+        watch(step)
+        diverged = watch.diverged
+        if due():
+            save()
+        if stop():
+            save()
+            raise Interrupted(_resume_hint(out, training.steps, config.steps))
+    save()
+
+    def between(done: int) -> None:
+        report(Status("testing", done, config.test, diverged=diverged, unit="episodes"))
+        if stop():
+            raise Interrupted(_resume_hint(out, training.steps, config.steps))
+
+    scores = score(learner, task, config.test, between=between)
+    scores.write(out, fitted_functions(learner, task))
+    row = {**row_of(config), **scores.row()}
+    result = Result(
+        command="train",
+        config=config.as_json(),
+        seeds=[config.seed],
+        rows=[row],
+        headline=run_headline(row, config.chance),
+        seconds=before + time.monotonic() - began,
+        device=device,
+    )
+    result.write(out)
+    return result
+
+
+def row_of(config: RunConfig) -> dict[str, Any]:
+    """The part of a row that says which run it is of."""
+    return {
+        "task": config.task,
+        "learner": config.learner,
+        "metagradient": config.metagradient,
+        "seed": config.seed,
+        "steps": config.steps,
+        "episodes": config.test,
+    }
+
+
+def search_rate(
+    config: RunConfig,
+    task: Task,
+    device: torch.device,
+    report: Report,
+    stop: Callable[[], bool] = lambda: False,
+) -> RunConfig:
+    """The configuration with the first inner rate that did best on validation episodes after a
+    short training, in which it must not diverge; a run without a search comes back as it is.
+    """
+    if not config.rate_search or "losses" in config.rate_search:
+        return config
+    search, losses = config.rate_search, []
+    for rate in search["rates"]:
+        trial = replace(config, options={**config.options, "rate": rate}, decay="constant")
+        learner = make_learner(trial, task, device)
+        watch, stable = _Watch(report, f"rate {rate:g}?", search["steps"]), True
+        for step in make_training(trial, task, learner).run(search["steps"]):
+            watch(step)
+            stable = 2 * len(step.diverged) <= config.episodes
+            if stop():
+                raise Interrupted("stopped before the training began; nothing to go on from.")
+            if not stable:
+                break
+        losses.append(math.inf)
+        if stable:
+            scores = score(learner, task, search["episodes"], "validation")
+            losses[-1] = math.inf if scores.diverged else float(scores.loss.mean())
+    if all(math.isinf(loss) for loss in losses):
+        best = min(search["rates"])
+    else:
+        best = search["rates"][losses.index(min(losses))]
+    finite = [None if math.isinf(loss) else loss for loss in losses]
+    return replace(
+        config,
+        options={**config.options, "rate": best},
+        rate_search={**search, "losses": finite},
+    )
+
+
+class _Watch:
+    """Turns meta-steps into Status, a few times a second."""
+
+    def __init__(self, report: Report, stage: str, total: int, diverged: int = 0) -> None:
+        self.report, self.stage, self.total, self.diverged = report, stage, total, diverged
+        self._due, self._loss, self._accuracy = Every(0.2), Smooth(), Smooth()
+
+    def __call__(self, step: StepReport) -> None:
+        self.diverged += len(step.diverged)
+        loss, accuracy = self._loss(step.loss), self._accuracy(step.accuracy)
+        if self._due() or step.step == self.total:
+            self.report(Status(self.stage, step.step, self.total, loss, accuracy, self.diverged))
+
+
+class _Curve:
+    """``curve.jsonl``, one line for each meta-step, in step with the checkpoint."""
+
+    def __init__(self, path: Path, steps: int) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines() if steps else []
+        if len(lines) < steps:
+            raise CheckpointError(
+                f"{path} ends at meta-step {len(lines)} and the checkpoint at {steps}: start anew."
+            )
+        # Lines behind the checkpoint are of meta-steps that will be run again.
+        path.write_text("".join(f"{line}\n" for line in lines[:steps]), encoding="utf-8")
+        self._path = path
+        self._new: list[str] = []
+
+    def add(self, step: StepReport) -> None:
+        line = {
+            "step": step.step,
+            "loss": step.loss,
+            "accuracy": step.accuracy,
+            "gradient_norm": step.gradient_norm,
+            "diverged": len(step.diverged),
+        }
+        self._new.append(json.dumps(line) + "\n")
+
+    def flush(self) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(self._new)
+        self._new.clear()
+
+
+def _resume_hint(out: Path, done: int, total: int) -> str:
+    return (
+        f"stopped after meta-step {done} of {total}. Go on exactly from there with\n"
+        f"  python -m studies train --resume {out}"
+    )

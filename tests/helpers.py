@@ -1,0 +1,197 @@
+"""Builders and oracles that several test files share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from metaplastic import Episodes, Learner, MetaGradient, Unrolled
+from metaplastic.evaluation import evaluate
+from metaplastic.inner_loop import Rollout, draw
+from metaplastic.learner import ROLES
+from metaplastic.signals import Presentation, State, Teacher
+
+STEPS = (3e-5, 1e-5, 1e-6)
+"""Widths tried for a central difference: the best one is free of kinks and of cancellation."""
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def mlp(
+    *sizes: int, activation: type[nn.Module] = nn.Tanh, bias: bool = True, seed: int = 0
+) -> nn.Sequential:
+    """Linear layers with an activation function between them, weights of variance 1 / n_in."""
+    chain: list[nn.Module] = []
+    for n_in, n_out in pairwise(sizes):
+        chain += [nn.Linear(n_in, n_out, bias=bias), activation()]
+    network = nn.Sequential(*chain[:-1]).double()
+    for i, parameter in enumerate(network.parameters()):
+        parameter.data = 0.3 * normal(*parameter.shape, seed=100 * seed + i)
+        if parameter.dim() == 2:
+            parameter.data *= (0.09 * parameter.shape[1]) ** -0.5
+    return network
+
+
+def shake(learner: Learner, seed: int = 0, **scales: float) -> Learner:
+    """In float64, with normal noise on the Parameters of the roles named in ``scales``."""
+    learner.double()
+    for group in learner.param_groups():
+        g = seeded(10 * seed + ROLES.index(group["name"]))
+        for p in group["params"]:
+            noise = torch.randn(p.shape, generator=g, dtype=torch.float64)
+            p.data += scales.get(group["name"], 0.0) * noise
+    return learner
+
+
+def regression(
+    episodes: int,
+    presentations: int,
+    batch: int,
+    features: int,
+    outputs: int,
+    *,
+    queries: int = 5,
+    seed: int = 0,
+) -> Episodes:
+    return Episodes(
+        normal(episodes, presentations, batch, features, seed=seed),
+        normal(episodes, presentations, batch, outputs, seed=seed + 1),
+        normal(episodes, queries, features, seed=seed + 2),
+        normal(episodes, queries, outputs, seed=seed + 3),
+    )
+
+
+def classification(
+    episodes: int,
+    presentations: int,
+    batch: int,
+    shape: int | tuple[int, ...],
+    ways: int,
+    *,
+    queries: int = 5,
+    seed: int = 0,
+) -> Episodes:
+    shape = (shape,) if isinstance(shape, int) else shape
+    g = seeded(seed + 1)
+    return Episodes(
+        normal(episodes, presentations, batch, *shape, seed=seed),
+        torch.randint(ways, (episodes, presentations, batch), generator=g),
+        normal(episodes, queries, *shape, seed=seed + 2),
+        torch.randint(ways, (episodes, queries), generator=g),
+    )
+
+
+def presentation(learner: Learner, x: Tensor, y: Tensor) -> Presentation:
+    """What ``adapt(x, y)`` shows."""
+    teacher = Teacher(learner.objective, learner.encode(y, x.shape[:1]))
+    return Presentation(learner.network.features(x), teacher)
+
+
+def show(learner: Learner, xs: Tensor, ys: Tensor, state: State | None = None) -> State:
+    """The state after T presentations, xs (T, B, *)."""
+    state = learner.start(xs.shape[1]) if state is None else state
+    for x, y in zip(xs, ys, strict=True):
+        state = learner.step(state, presentation(learner, x, y))
+    return state
+
+
+def final_weights(learner: Learner, episodes: Episodes) -> dict[str, Tensor]:
+    """Weights of the plastic groups after the stream, {group: (E, n_out, n_in)}, all at once."""
+    rollout = Rollout(learner, episodes, draw(learner, episodes, seeded()))
+    with torch.no_grad():
+        rollout.advance(0, episodes.presentations)
+    return rollout.moving["weights"]
+
+
+def meta_gradient(
+    learner: Learner,
+    episodes: Episodes,
+    method: MetaGradient | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """The gradient that a method adds to the (empty) ``.grad`` of every Parameter, by name."""
+    learner.zero_grad(set_to_none=True)
+    outcome = (method or Unrolled()).gradient(learner, episodes, generator=generator)
+    assert outcome.diverged == ()
+    return {name: p.grad for name, p in learner.named_parameters()}
+
+
+def deviation(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference, relative to the largest entry wanted."""
+    assert found.shape == wanted.shape, (found.shape, wanted.shape)
+    found, wanted = found.detach(), wanted.detach()
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-300))
+
+
+def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
+    """The same entries, each within a tolerance relative to its largest number; what is 0 but for
+    rounding is held against a thousandth of the largest number of all.
+    """
+    assert found.keys() == wanted.keys()
+    floor = 1e-3 * max(float(w.detach().abs().max()) for w in wanted.values())
+    wrong = {}
+    for name, w in wanted.items():
+        assert found[name].shape == w.shape, name
+        size = max(float(w.detach().abs().max()), floor)
+        error = float((found[name] - w).detach().abs().max())
+        if not error <= tolerance * size:
+            wrong[name] = (error, size)
+    assert wrong == {}
+
+
+def unit_direction(learner: Learner, seed: int, pattern: str = "") -> dict[str, Tensor]:
+    """A random direction of length 1 over the Parameters whose name holds a regular expression."""
+    g = seeded(seed)
+    found = {
+        name: torch.randn(p.shape, generator=g, dtype=p.dtype)
+        for name, p in learner.named_parameters()
+        if re.search(pattern, name)
+    }
+    length = sum(float(d.square().sum()) for d in found.values()) ** 0.5
+    return {name: d / length for name, d in found.items()}
+
+
+def query_loss(learner: Learner, episodes: Episodes) -> float:
+    return float(evaluate(learner, episodes).loss.mean())
+
+
+def central_difference(
+    learner: Learner, direction: dict[str, Tensor], h: float, loss: Callable[[], float]
+) -> float:
+    """Slope of the loss along a direction, the Parameters being put back afterwards."""
+    parameters = dict(learner.named_parameters())
+    before = {name: parameters[name].data for name in direction}
+    sides = []
+    for sign in (1.0, -1.0):
+        for name, d in direction.items():
+            parameters[name].data = before[name] + sign * h * d
+        sides.append(loss())
+    for name, value in before.items():
+        parameters[name].data = value
+    return (sides[0] - sides[1]) / (2 * h)
+
+
+def slope_error(
+    learner: Learner,
+    episodes: Episodes,
+    direction: dict[str, Tensor],
+    gradient: dict[str, Tensor],
+) -> float:
+    """Relative error of a meta-gradient along a direction, against central differences."""
+    analytic = float(sum((gradient[n] * d).sum() for n, d in direction.items()))
+
+    def error(h: float) -> float:
+        numeric = central_difference(learner, direction, h, lambda: query_loss(learner, episodes))
+        return abs(numeric - analytic) / max(abs(analytic), 1e-12)
+
+    return min(error(h) for h in STEPS)
