@@ -33,7 +33,7 @@ class Sizes:
     """Hidden widths of the plastic layers."""
     task: Mapping[str, int]
     """Options of the task."""
-    feature_norm: float = 4.0
+    feature_norm: float = 5.0
     """Euclidean norm of the trunk's features; images only."""
     decay: Decay = "constant"
     """Of the outer rates: cosine to 0, or late (linear to 0 over the last 30 %)."""
@@ -55,24 +55,46 @@ def _images(ways: int, shots: int, queries: int = 5) -> dict[str, int]:
     return {"ways": ways, "shots": shots, "queries": queries, "batch": 1}
 
 
+_SINUSOID = {"initial_rate": 0.01, "feedback_rate": 0.01, "plasticity_rate": 0.003}
+_REGRESSION_RATES = (0.01, 0.03, 0.1)
+
 TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
     ("sinusoid", "*"): {
-        "smoke": Sizes(20, 4, 20, (32, 32), _sinusoid(3, 4, 8), rate_episodes=4),
-        "quick": Sizes(200, 8, 200, (64,) * 3, _sinusoid(5, 8, 16)),
-        "acceptance": Sizes(600, 8, 500, (64,) * 4, _sinusoid(10, 8, 16)),
-        "full": Sizes(20_000, 8, 500, (64,) * 4, _sinusoid(10, 40, 32)),
+        "smoke": Sizes(
+            *(20, 4, 20, (32, 32), _sinusoid(3, 4, 8)),
+            options=_SINUSOID,
+            rates=_REGRESSION_RATES,
+            rate_episodes=4,
+        ),
+        "quick": Sizes(
+            *(200, 8, 200, (64,) * 3, _sinusoid(5, 8, 16)),
+            decay="late",
+            options=_SINUSOID,
+            rates=_REGRESSION_RATES,
+        ),
+        "acceptance": Sizes(
+            *(600, 8, 500, (64,) * 4, _sinusoid(10, 8, 16)),
+            decay="late",
+            options=_SINUSOID,
+            rates=_REGRESSION_RATES,
+        ),
+        "full": Sizes(
+            *(20_000, 8, 500, (64,) * 4, _sinusoid(10, 40, 32)),
+            decay="late",
+            rates=_REGRESSION_RATES,
+        ),
     },
     ("glyphs", "*"): {
         "smoke": Sizes(20, 2, 20, (32,), _images(4, 2, 2), rate_episodes=4),
-        "quick": Sizes(150, 8, 200, (128,), _images(5, 5)),
-        "acceptance": Sizes(1500, 8, 500, (128,), _images(5, 5)),
-        "full": Sizes(20_000, 8, 500, (128,), _images(20, 5)),
+        "quick": Sizes(100, 8, 200, (64,), _images(5, 5), decay="late"),
+        "acceptance": Sizes(1500, 8, 500, (128,), _images(5, 5), decay="late"),
+        "full": Sizes(20_000, 8, 500, (128,), _images(20, 5), decay="late"),
     },
     ("omniglot", "*"): {
         "smoke": Sizes(20, 2, 20, (32,), _images(4, 2, 2), rate_episodes=4),
-        "quick": Sizes(150, 8, 200, (128,), _images(5, 5)),
-        "acceptance": Sizes(1200, 2, 500, (128,), _images(20, 5)),
-        "full": Sizes(40_000, 2, 500, (128,), _images(20, 5)),
+        "quick": Sizes(150, 8, 200, (128,), _images(5, 5), decay="late"),
+        "acceptance": Sizes(1200, 2, 500, (128,), _images(20, 5), decay="late"),
+        "full": Sizes(40_000, 2, 500, (128,), _images(20, 5), decay="late"),
     },
 }
 """(task family, learner or ``*``) -> preset -> sizes; a learner's own row comes before ``*``."""
