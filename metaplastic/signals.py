@@ -90,7 +90,10 @@ class LocalSignals:
             post = post * self.weight
         if reduction == "sum":
             return post
-        rows = post.shape[0] if self.weight is None else self.weight.sum().clamp(min=1.0)
+        if self.weight is None:
+            rows = post.shape[0] if reduction == "positions" else post.shape[0] / self.sites
+            return post if rows == 1 else post / rows
+        rows = self.weight.sum().clamp(min=1.0)
         return post / (rows if reduction == "positions" else rows / self.sites)
 
 

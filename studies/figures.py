@@ -20,7 +20,7 @@ def curve_figure(runs: Sequence[Run]) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    drawn = [run for run in runs if run.curve is not None]
+    drawn = [run for run in runs if run.curve and np.isfinite(run.curve.loss).any()]
     if not drawn:
         return None
     accuracy = drawn[0].config.chance is not None

@@ -93,7 +93,7 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
     ("omniglot", "*"): {
         "smoke": Sizes(20, 2, 20, (32,), _images(4, 2, 2), rate_episodes=4),
         "quick": Sizes(150, 8, 200, (128,), _images(5, 5), decay="late"),
-        "acceptance": Sizes(1200, 2, 500, (128,), _images(20, 5), decay="late"),
+        "acceptance": Sizes(800, 2, 500, (128,), _images(20, 5), decay="late"),
         "full": Sizes(40_000, 2, 500, (128,), _images(20, 5), decay="late"),
     },
 }

@@ -40,6 +40,11 @@ def score_name(chance: float | None) -> str:
 
 def run_headline(row: Row, chance: float | None) -> str:
     """One row in one sentence."""
+    if row["loss"] is None:
+        return (
+            f"{row['task']}: {row['learner']} diverged on all {row['episodes']} unseen episodes "
+            f"(seed {row['seed']}, {row['steps']} meta-steps); lower its rates"
+        )
     against = "" if chance is None else f", chance {100 * chance:.0f} %"
     lost = f", {row['diverged']} diverged" if row["diverged"] else ""
     return (

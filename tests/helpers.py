@@ -42,6 +42,11 @@ def mlp(
     return network
 
 
+def raw(learner: Learner, group: str, name: str) -> nn.Parameter:
+    """The Parameter behind a learned coefficient of a group's rule."""
+    return learner.get_parameter(f"rules.{group}.{name}.raw")
+
+
 def shake(learner: Learner, seed: int = 0, **scales: float) -> Learner:
     """In float64, with normal noise on the Parameters of the roles named in ``scales``."""
     learner.double()
@@ -123,7 +128,16 @@ def meta_gradient(
     learner.zero_grad(set_to_none=True)
     outcome = (method or Unrolled()).gradient(learner, episodes, generator=generator)
     assert outcome.diverged == ()
-    return {name: p.grad for name, p in learner.named_parameters()}
+    return gradients(learner)
+
+
+def gradients(learner: Learner) -> dict[str, Tensor]:
+    """The ``.grad`` of every Parameter, by name; each must have one."""
+    found = {}
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None, name
+        found[name] = parameter.grad
+    return found
 
 
 def deviation(found: Tensor, wanted: Tensor) -> float:

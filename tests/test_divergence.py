@@ -23,7 +23,16 @@ from metaplastic import (
 from metaplastic.evaluation import evaluate
 from metaplastic.metagradient import Divergence
 from metaplastic.training import MetaTraining
-from tests.helpers import assert_close, meta_gradient, mlp, regression, seeded, shake, show
+from tests.helpers import (
+    assert_close,
+    gradients,
+    meta_gradient,
+    mlp,
+    regression,
+    seeded,
+    shake,
+    show,
+)
 
 METHODS = {
     "vmap": Unrolled(batching="vmap"),
@@ -58,10 +67,6 @@ def first_not_finite(learner: Learner, xs: Tensor, ys: Tensor) -> tuple[int, str
             if name in learner.plastic and not bool(state["weights"][name].isfinite().all()):
                 return step, name
     raise AssertionError("the run stayed finite")
-
-
-def gradients(learner: Learner) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in learner.named_parameters()}
 
 
 @pytest.mark.parametrize("method", METHODS)

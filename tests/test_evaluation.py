@@ -176,7 +176,7 @@ def test_no_task_labels_no_scores_by_task():
 
 def test_one_task_is_not_forgotten():
     learner, episodes = stream("classes")
-    zero = {"support_task": 0 * episodes.support_task, "query_task": 0 * episodes.query_task}
+    zero = {"support_task": 0 * SUPPORT.expand(3, 6), "query_task": 0 * QUERY.expand(3, 7)}
     found = evaluate(learner, replace(episodes, **zero))
     assert found.forgetting is None
     assert torch.equal(found.task_loss[:, 0], found.loss)

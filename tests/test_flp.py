@@ -447,8 +447,9 @@ def test_flp_P19_tasks_without_a_shared_unit_do_not_interfere(rule):
     """
     network = mlp(4, 6, 2, activation=nn.ReLU, bias=False)
     with torch.no_grad():  # inputs 0, 1 reach units 0..2 alone, inputs 2, 3 units 3..5
-        network[0].weight[:3, 2:] = 0.0
-        network[0].weight[3:, :2] = 0.0
+        first = network.get_parameter("0.weight")
+        first[:3, 2:] = 0.0
+        first[3:, :2] = 0.0
     credit = DirectFeedback("error")
     learner = Learner(network, credit, {"position:last": rule}, SquaredError()).double()
     eye = torch.eye(4, dtype=torch.float64)

@@ -35,6 +35,7 @@ from tests.helpers import (
     mlp,
     normal,
     query_loss,
+    raw,
     regression,
     seeded,
     shake,
@@ -117,8 +118,8 @@ def test_flp_P10_a_detached_error_is_a_constant_to_the_outer_loop(detach):
 
 def test_flp_P08_without_mixing_feedback_weights_have_no_influence():
     learner = flp(3, 6, 5, 2)
-    for rule in learner.rules.values():
-        rule.mix.raw.data.zero_()
+    for group in learner.plastic:
+        raw(learner, group, "mix").data.zero_()
     episodes = regression(2, 5, 3, 3, 2)
     gradient, before = meta_gradient(learner, episodes), query_loss(learner, episodes)
     for name, g in gradient.items():
@@ -136,8 +137,8 @@ def test_flp_P08_without_mixing_feedback_weights_have_no_influence():
 def test_flp_P08_learning_can_start_from_no_plasticity(bounded):
     """Nothing moves, and only the plasticity itself has a meta-gradient through the changes."""
     learner = flp(3, 6, 5, 2, bounded=bounded)
-    for rule in learner.rules.values():
-        rule.plasticity.raw.data.zero_()
+    for group in learner.plastic:
+        raw(learner, group, "plasticity").data.zero_()
     episodes = regression(1, 5, 3, 3, 2)
     after, begin = final_weights(learner, episodes), learner.start(3)["weights"]
     assert all(torch.equal(after[n][0], begin[n]) for n in after)
@@ -218,15 +219,15 @@ def test_flp_P13_coarse_gradients_are_sums_of_the_fine_ones():
     gradient = {}
     for granularity in ("synapse", "neuron", "layer", "network"):
         learner = flp(3, 6, 5, 2, granularity=granularity)
-        for rule in learner.rules.values():
-            rule.plasticity.raw.data.fill_(0.02)
+        for group in learner.plastic:
+            raw(learner, group, "plasticity").data.fill_(0.02)
         gradient[granularity] = meta_gradient(learner, regression(2, 4, 3, 3, 2))
     names = [f"rules.layer{i}_weight.plasticity.raw" for i in range(3)]
     fine = [gradient["synapse"][n] for n in names]
     for name, g in zip(names, fine, strict=True):
         assert deviation(gradient["neuron"][name], g.sum(1, keepdim=True)) < 1e-12
         assert deviation(gradient["layer"][name], g.sum((0, 1), keepdim=True)) < 1e-12
-    total = sum(g.sum() for g in fine).reshape(1, 1)
+    total = torch.stack([g.sum() for g in fine]).sum().reshape(1, 1)
     assert deviation(gradient["network"][names[0]], total) < 1e-12
     assert names[1] not in gradient["network"]
 

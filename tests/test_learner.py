@@ -31,7 +31,7 @@ from metaplastic import (
 from metaplastic.errors import CompatibilityError, ConfigurationError
 from metaplastic.inner_loop import Rollout, draw
 from metaplastic.rules import Coefficient
-from metaplastic.signals import Learn, LocalSignals, State
+from metaplastic.signals import Learn, LocalSignals, State, SynapseGroup
 from tests.helpers import (
     assert_close,
     classification,
@@ -40,6 +40,7 @@ from tests.helpers import (
     mlp,
     normal,
     presentation,
+    raw,
     regression,
     seeded,
     shake,
@@ -120,8 +121,8 @@ def test_a_malformed_pattern_is_an_error(pattern):
 
 def test_groups_do_not_share_coefficients_unless_they_are_of_the_network():
     own = Learner(mlp(4, 6, 3), DirectFeedback(), Oja(0.1, granularity="synapse"))
-    assert own.rules["layer0_weight"].plasticity.raw.shape == (6, 4)
-    assert own.rules["layer1_weight"].plasticity.raw.shape == (3, 6)
+    assert raw(own, "layer0_weight", "plasticity").shape == (6, 4)
+    assert raw(own, "layer1_weight", "plasticity").shape == (3, 6)
     one = Learner(mlp(4, 6, 3), DirectFeedback(), Oja(0.1, granularity="network"))
     assert one.rules["layer0_weight"].plasticity is one.rules["layer1_weight"].plasticity
     assert one.rules["layer0_weight"].mix is not one.rules["layer1_weight"].mix
@@ -645,8 +646,14 @@ def test_a_credit_that_cannot_run_through_the_network_is_an_error():
         def parameter(self, group: str) -> Tensor:
             raise KeyError(group)
 
-        groups = weights = lambda self: {}
-        draw = lambda self, generator: {}  # noqa: E731
+        def groups(self) -> dict[str, SynapseGroup]:
+            return {}
+
+        def weights(self) -> dict[str, Tensor]:
+            return {}
+
+        def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+            return {}
 
     with pytest.raises(CompatibilityError, match="runs through a LayeredNetwork, got a Field"):
         Learner(Field(), Backprop(), Delta())

@@ -26,7 +26,7 @@ from metaplastic.evaluation import evaluate
 from metaplastic.recipes import RECIPES
 from metaplastic.seeds import STREAMS, evaluation_stream, streams
 from metaplastic.training import MetaTraining, load_checkpoint
-from tests.helpers import classification, meta_gradient, mlp, regression, seeded
+from tests.helpers import classification, gradients, meta_gradient, mlp, regression, seeded
 
 SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
     "step": lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
@@ -273,10 +273,11 @@ def test_a_step_is_the_clipped_gradient_and_one_optimiser_step():
         episodes = sample(generators["episodes"])
         twin.zero_grad()
         outcome = Unrolled().gradient(twin, episodes, generator=generators["noise"])
-        norm = sum(float(p.grad.square().sum()) for p in twin.parameters()) ** 0.5
+        slopes = gradients(twin)
+        norm = sum(float(g.square().sum()) for g in slopes.values()) ** 0.5
         with torch.no_grad():
-            for p in twin.parameters():
-                p -= rate * min(1.0, clip / norm) * p.grad
+            for name, p in twin.named_parameters():
+                p -= rate * min(1.0, clip / norm) * slopes[name]
         assert report.step == step
         assert report.loss == pytest.approx(float(outcome.loss.mean()), rel=1e-5)
         assert report.accuracy == pytest.approx(float(outcome.accuracy.mean()), rel=1e-5)
@@ -328,8 +329,8 @@ def test_training_lowers_the_loss():
             optimizer=torch.optim.Adam(recipe.options.param_groups(learner)),
             clip=recipe.options.clip,
         )
-        losses = [report.loss for report in t.run(25)]
-        assert None not in losses, name
+        losses = [report.loss for report in t.run(10) if report.loss is not None]
+        assert len(losses) == 10, name
         assert losses[-1] < losses[0], name
 
 

@@ -66,12 +66,15 @@ class Hebb(PlasticityRule):
             z = z + coefficients["mix"] * (signals.teaching - z)
         energy = signals.average(z * z, self.reduction)
         # Factors of one neuron go into z, which is small, and not into dW.
-        factor = torch.full_like(energy, self.multiplier)
         if self.bounded:
-            factor = factor / (1 + energy)
-        change = signals.correlate(z * factor.mT, signals.pre, self.reduction)
+            factor = self.multiplier / (1 + energy)
+            z = z * factor.mT
+        else:
+            factor = self.multiplier
+            z = z if factor == 1 else z * factor
+        change = signals.correlate(z, signals.pre, self.reduction)
         if self.decays:
-            change = torch.addcmul(change, energy * factor, weight, value=-1.0)
+            change = change - energy * factor * weight
         return coefficients["plasticity"] * change, traces
 
     decays = False

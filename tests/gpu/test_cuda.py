@@ -42,13 +42,10 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(autouse=True)
 def _exact_products() -> Iterator[None]:
     """No TF32, which keeps ten bits only."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [b.allow_tf32 for b in backends]
-    for b in backends:
-        b.allow_tf32 = False
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield
-    for b, value in zip(backends, before, strict=True):
-        b.allow_tf32 = value
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def flp() -> tuple[Learner, Episodes]:
@@ -183,6 +180,7 @@ def test_training_goes_on_from_a_checkpoint_on_either_device(tmp_path):
     _, episodes = BUILD["flp"]()
     runs = []
     for devices in (("cpu", "cpu"), (DEVICE, "cpu"), ("cpu", DEVICE)):
+        learner, _ = BUILD["flp"]()
         for part, device in enumerate(devices):
             learner = BUILD["flp"]()[0].to(device)
             training = MetaTraining(learner, lambda g: episodes)
@@ -198,7 +196,7 @@ def test_training_goes_on_from_a_checkpoint_on_either_device(tmp_path):
 def test_a_diverged_episode_is_found_on_the_device():
     learner, episodes = BUILD["flp"]()
     spoiled = copy.deepcopy(episodes)
-    spoiled.support_x[1] *= 1e30
+    spoiled.support_y[1] *= 1e200
     cpu = Unrolled().gradient(learner, spoiled)
     found = Unrolled().gradient(learner.to(DEVICE), spoiled)
     assert found.kept == cpu.kept == (0, 2)
