@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from metaplastic.credit import CreditAssignment
 from metaplastic.errors import CompatibilityError, ConfigurationError, ShapeError
+from metaplastic.hinge import Apply, Record
 from metaplastic.networks import LayeredNetwork, Network
 from metaplastic.objectives import CrossEntropy, Objective
 from metaplastic.rules import Coefficient, PlasticityRule, assign_rules
-from metaplastic.signals import GivenError, LocalSignals, Presentation, State, SynapseGroup, Teacher
+from metaplastic.signals import GivenError, Presentation, State, SynapseGroup, Teacher
 
 ROLES = ("initial", "feedback", "plasticity", "mixing", "control")
 
@@ -143,13 +144,13 @@ class Learner(nn.Module):
         """One presentation: a new state; the one given is left as it was."""
         if not self.rules:
             return state
-        return self.credit.present(self.network, state, presentation, _Apply(self._rules()))
+        return self.credit.present(self.network, state, presentation, Apply(self._rules()))
 
     def field(self, state: State, presentation: Presentation) -> dict[str, Tensor]:
         """What one presentation wants of the plastic weights: their change, {group: (n_out, n_in)},
         differentiable in weights and meta-parameters.
         """
-        record = _Record(self._rules())
+        record = Record(self._rules())
         self.credit.present(self.network, state, presentation, record)
         return record.change
 
@@ -310,38 +311,6 @@ def first_order_step(
     for name in forward:
         weights[name] = weights[name] + (before[name] - before[name].detach())
     return {**after, "weights": weights}
-
-
-class _Apply:
-    """The learn of the inner loop: weights move by what the rules say."""
-
-    def __init__(self, rules: dict[str, PlasticityRule]) -> None:
-        self.rules = rules
-        self.needs = {name: rule.needs for name, rule in rules.items()}
-
-    def __call__(self, state: State, signals: dict[str, LocalSignals]) -> State:
-        weights, traces = dict(state["weights"]), dict(state["rule"])
-        for name, seen in signals.items():
-            change, traces[name] = self.rules[name].update(
-                weights[name], seen, traces[name], state["coefficients"][name]
-            )
-            weights[name] = weights[name] + change
-            self.record(name, change)
-        return {**state, "weights": weights, "rule": traces}
-
-    def record(self, name: str, change: Tensor) -> None:
-        """Hook for those that keep the changes."""
-
-
-class _Record(_Apply):
-    """Applies, and adds up what each group was told to change."""
-
-    def __init__(self, rules: dict[str, PlasticityRule]) -> None:
-        super().__init__(rules)
-        self.change: dict[str, Tensor] = {}
-
-    def record(self, name: str, change: Tensor) -> None:
-        self.change[name] = self.change[name] + change if name in self.change else change
 
 
 def _frozen_parameters_to_buffers(module: nn.Module) -> None:

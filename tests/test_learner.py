@@ -362,6 +362,16 @@ def test_adapt_to_examples_equals_adapt_to_their_loss(scale, size):
     assert_close(found[1], found[0], 1e-11)
 
 
+def test_adapt_to_half_the_summed_square_is_adapt_to_the_targets():
+    """The convention of SquaredError: the error is y - output."""
+    learner = classifier({"*": Oja(0.1)}, objective=SquaredError())
+    x, y, query = normal(3, 4), normal(3, 3, seed=1), normal(5, 4, seed=2)
+    one, two = learner.clone(), learner.clone()
+    one.adapt(x, y)
+    two.adapt(0.5 * (two(x) - y).square().sum(-1).mean())
+    assert deviation(two(query), one(query)) < 1e-13
+
+
 def test_clone_gives_the_meta_gradient_of_the_unrolled_loop():
     learner = classifier()
     episodes = classification(2, 4, 3, 4, 3)

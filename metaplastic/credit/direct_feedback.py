@@ -11,7 +11,7 @@ from metaplastic.credit.base import CreditAssignment
 from metaplastic.errors import CompatibilityError, ConfigurationError
 from metaplastic.networks import LayeredNetwork, Network
 from metaplastic.networks.base import he_normal
-from metaplastic.networks.layered import Layer
+from metaplastic.networks.layer import Layer
 from metaplastic.signals import Kind, Learn, Presentation, State, SynapseGroup
 
 

@@ -1,5 +1,5 @@
 """What is computed, and which synapses are there."""
 
 from metaplastic.networks.base import Network as Network
-from metaplastic.networks.layered import LayerActivity as LayerActivity
+from metaplastic.networks.layer import LayerActivity as LayerActivity
 from metaplastic.networks.layered import LayeredNetwork as LayeredNetwork
