@@ -71,6 +71,15 @@ class Episodes:
             exact = not name.endswith("_y")
             if tensor.shape[: len(shape)] != shape or (exact and tensor.dim() != len(shape)):
                 raise ShapeError(f"{name} must be {shape}, got {tuple(tensor.shape)}.")
+        for name in ("support_weight", "query_weight"):
+            weight: Tensor | None = getattr(self, name)
+            if weight is not None and not bool((weight.isfinite() & (weight >= 0)).all()):
+                raise DataError(f"{name} must be finite and 0 or more; got {weight.aminmax()}.")
+        if self.query_weight is not None and bool((self.query_weight.sum(1) == 0).any()):
+            raise DataError(
+                "query_weight is 0 for all queries of an episode, which leaves nothing to score: "
+                "give at least one query a weight, or leave the episode out."
+            )
         for name in ("support_x", "support_y", "query_x", "query_y"):
             values: Tensor = getattr(self, name)
             if values.is_floating_point() and not bool(values.isfinite().all()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import get_args
 
 
 class MetaplasticError(Exception):
@@ -46,6 +47,19 @@ class CheckpointError(MetaplasticError, RuntimeError):
     """A checkpoint that is damaged or belongs to something else."""
 
 
+def check_choice(**options: tuple[object, object]) -> None:
+    """Check options that are one of a few words: ``name=(value, Literal[...] or None allowed)``.
+
+    Raises:
+        ConfigurationError: naming the option, what was given and what is accepted.
+    """
+    for name, (value, literal) in options.items():
+        accepted = get_args(literal)
+        if value not in accepted:
+            words = ", ".join(map(repr, accepted))
+            raise ConfigurationError(f"{name} must be one of {words}; got {value!r}.")
+
+
 class UnknownNameError(MetaplasticError, KeyError):
     """A name that is in no table; carries the nearest names as a suggestion."""
 
@@ -55,6 +69,10 @@ class UnknownNameError(MetaplasticError, KeyError):
         hint = f" Did you mean {close[0]!r}?" if close else ""
         self.message = f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."
         super().__init__(self.message)
+        self._made_of = (kind, name, known)
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
+        return type(self), self._made_of  # so that it comes whole out of a worker process
 
     def __str__(self) -> str:
         return self.message

@@ -11,6 +11,8 @@ from metaplastic.episodes import Episodes
 from metaplastic.inner_loop import Batching, Draws, Rollout, chunks, draw
 from metaplastic.learner import Learner
 
+Blocks = list[tuple[int, int, int]]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -41,9 +43,10 @@ def evaluate(
 ) -> Evaluation:
     """Run E episodes without a graph and score them; ``generator`` draws what is resampled."""
     draws = draw(learner, episodes, generator)
+    blocks, tasks = _blocks(episodes), _task_count(episodes)
     with torch.no_grad():
         parts = [
-            _score(learner, episodes[chunk], draws[chunk])
+            _score(learner, episodes[chunk], draws[chunk], blocks, tasks)
             for chunk in chunks(learner, episodes, batching)
         ]
     table = {name: _joined([part[name] for part in parts]) for name in parts[0]}
@@ -54,18 +57,21 @@ def evaluate(
     return Evaluation(**kept, diverged=tuple((~finite).nonzero().flatten().tolist()))  # type: ignore[arg-type]
 
 
-def _score(learner: Learner, episodes: Episodes, draws: Draws) -> dict[str, Tensor | None]:
+def _score(
+    learner: Learner, episodes: Episodes, draws: Draws, blocks: Blocks | None, tasks: int
+) -> dict[str, Tensor | None]:
     rollout = Rollout(learner, episodes, draws)
-    blocks = _blocks(episodes)
     right_after = []
     if blocks is None:
         rollout.advance(0, episodes.presentations)
     else:
         for first, last, task in blocks:
             rollout.advance(first, last)
-            right_after.append([None if t is None else t[:, task] for t in _by_task(rollout)])
+            right_after.append(
+                [None if t is None else t[:, task] for t in _by_task(rollout, tasks)]
+            )
     loss, accuracy = query_scores(rollout)
-    task_loss, task_accuracy = _by_task(rollout)
+    task_loss, task_accuracy = _by_task(rollout, tasks)
     forgetting = None
     if len(right_after) > 1:
         final, column, sign = (
@@ -101,23 +107,30 @@ def _query(rollout: Rollout) -> tuple[Tensor, Tensor | None]:
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    return (values * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+    total = weight.sum(1)
+    return (values * weight).sum(1) / torch.where(total > 0, total, 1.0)
 
 
-def _by_task(rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
+def _by_task(rollout: Rollout, count: int) -> tuple[Tensor | None, Tensor | None]:
     """Loss and accuracy of each task's queries, (E, K)."""
     tasks = rollout.episodes.query_task
     if tasks is None:
         return None, None
     loss, right = _query(rollout)
-    member = torch.nn.functional.one_hot(tasks.long()).to(loss)
+    member = torch.nn.functional.one_hot(tasks.long(), count).to(loss)
     if rollout.episodes.query_weight is not None:
         member = member * rollout.episodes.query_weight.unsqueeze(-1)
     by_task = _mean(loss.unsqueeze(-1), member)
     return by_task, None if right is None else _mean(right.unsqueeze(-1), member)
 
 
-def _blocks(episodes: Episodes) -> list[tuple[int, int, int]] | None:
+def _task_count(episodes: Episodes) -> int:
+    """K: one more than the highest task label."""
+    labels = [t for t in (episodes.support_task, episodes.query_task) if t is not None]
+    return max((int(t.max()) + 1 for t in labels), default=0)
+
+
+def _blocks(episodes: Episodes) -> Blocks | None:
     """(first, last, task) of each contiguous run of presentations of one task, if all episodes
     agree on them.
     """

@@ -12,7 +12,8 @@ from torch.func import vmap
 from torch.utils.checkpoint import checkpoint
 
 from metaplastic.episodes import Episodes
-from metaplastic.learner import Learner, first_order_step
+from metaplastic.errors import ConfigurationError
+from metaplastic.learner import Learner, constant_copy, first_order_step
 from metaplastic.signals import Presentation, State, Teacher
 
 Batching = Literal["auto", "vmap", "loop"]
@@ -43,6 +44,10 @@ def draw(learner: Learner, episodes: Episodes, generator: torch.Generator | None
         weights = {name: torch.stack([w[name] for w in each]) for name in each[0]}
     lead = tuple(episodes.support_x.shape[:3])
     noise = learner.credit.noise(learner.network, lead, generator or torch.Generator())
+    if noise is not None and generator is None:
+        raise ConfigurationError(
+            f"{type(learner.credit).__name__} draws noise: pass generator=torch.Generator()."
+        )
     return Draws(weights, noise)
 
 
@@ -62,7 +67,8 @@ class Rollout:
     def __init__(
         self, learner: Learner, episodes: Episodes, draws: Draws, *, first_order: bool = False
     ) -> None:
-        self.learner, self.first_order = learner, first_order
+        self.learner = learner
+        self._constant = constant_copy(learner.network) if first_order else None
         like = next(iter(learner.network.weights().values()))
         episodes = episodes.to(like.device, like.dtype)
         self.episodes = episodes
@@ -81,17 +87,28 @@ class Rollout:
 
     def _begin(self, draws: Draws) -> tuple[State, State]:
         learner, count = self.learner, len(self.episodes)
-        drawn = {name: w[0] for name, w in draws.weights.items()}
-        state = learner.start(self.episodes.support_x.shape[2], drawn=drawn)
+        batch = self.episodes.support_x.shape[2]
+        if draws.weights:
+            drawn = [{n: w[e] for n, w in draws.weights.items()} for e in range(count)]
+            states = [learner.start(batch, drawn=d) for d in drawn]
+        else:
+            states = [learner.start(batch)]
         moves = learner.plastic | learner.resampled
-        moving = {key: _expand(state[key], count) for key in ("rule", "credit", "network")}
-        own = _expand({n: w for n, w in state["weights"].items() if n in moves}, count)
-        moving["weights"] = own | draws.weights
+        weights = states[0]["weights"]
         shared = {
-            "weights": {n: w for n, w in state["weights"].items() if n not in moves},
-            "coefficients": state["coefficients"],
+            "weights": {n: w for n, w in weights.items() if n not in moves},
+            "coefficients": states[0]["coefficients"],
         }
-        return moving, shared
+        starts = [
+            {
+                "weights": {n: w for n, w in state["weights"].items() if n in moves},
+                **{key: state[key] for key in ("rule", "credit", "network")},
+            }
+            for state in states
+        ]
+        if len(starts) == count:
+            return _stack(starts), shared
+        return _map(lambda t: t.unsqueeze(0).expand(count, *t.shape), starts[0]), shared
 
     def advance(self, first: int, last: int, *, checkpointed: bool = False) -> None:
         """Show presentations first..last-1."""
@@ -108,11 +125,11 @@ class Rollout:
         state = {**moving, **self._shared, "weights": moving["weights"] | self._shared["weights"]}
         for t in range(stream["x"].shape[0]):
             shown = {name: values[t] for name, values in stream.items()}
-            teacher = Teacher(self.learner.objective, shown["target"])
+            teacher = Teacher(self.learner.objective, shown["target"], shown.get("weight"))
             presentation = Presentation(
                 shown["x"], teacher, shown.get("weight"), shown.get("noise")
             )
-            state = first_order_step(self.learner, state, presentation, self.first_order)
+            state = first_order_step(self.learner, state, presentation, self._constant)
         own = {name: state["weights"][name] for name in moving["weights"]}
         return {"weights": own, **{k: state[k] for k in ("rule", "credit", "network")}}
 
@@ -131,7 +148,8 @@ class Rollout:
     def finite_groups(self) -> dict[str, Tensor]:
         """Whether each plastic group's weights are finite in each episode, {group: (E,)}."""
         weights = self.moving["weights"]
-        return {n: weights[n].isfinite().flatten(1).all(1) for n in sorted(self.learner.plastic)}
+        order = [n for n in self.learner.groups() if n in self.learner.plastic]
+        return {n: weights[n].isfinite().flatten(1).all(1) for n in order}
 
 
 def chunks(learner: Learner, episodes: Episodes, batching: Batching) -> list[list[int]]:
@@ -177,5 +195,7 @@ def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return function(tree)
 
 
-def _expand(tree: Any, count: int) -> Any:
-    return _map(lambda t: t.unsqueeze(0).expand(count, *t.shape), tree)
+def _stack(trees: list[Any]) -> Any:
+    if isinstance(trees[0], dict):
+        return {key: _stack([tree[key] for tree in trees]) for key in trees[0]}
+    return torch.stack(trees)

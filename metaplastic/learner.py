@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from metaplastic.credit import CreditAssignment
-from metaplastic.errors import CompatibilityError, ConfigurationError, ShapeError
+from metaplastic.errors import (
+    CompatibilityError,
+    ConfigurationError,
+    ShapeError,
+    check_choice,
+)
 from metaplastic.hinge import Apply, Record
 from metaplastic.networks import LayeredNetwork, Network
 from metaplastic.objectives import CrossEntropy, Objective
 from metaplastic.rules import Coefficient, PlasticityRule, assign_rules
-from metaplastic.signals import GivenError, Presentation, State, SynapseGroup, Teacher
+from metaplastic.signals import GivenError, Origin, Presentation, State, SynapseGroup, Teacher
 
 ROLES = ("initial", "feedback", "plasticity", "mixing", "control")
 
@@ -49,7 +56,7 @@ class Learner(nn.Module):
         rule: PlasticityRule | Mapping[str, PlasticityRule | None] | None,
         objective: Objective | None = None,
         *,
-        initial: Literal["learned", "fixed", "resampled"] = "learned",
+        initial: Origin = "learned",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -64,6 +71,7 @@ class Learner(nn.Module):
         plastic = frozenset(assign_rules(rule, network.groups(), strict=False))
         self.credit = credit.bind(network, plastic, generator or torch.Generator().manual_seed(0))
         self.objective = objective or CrossEntropy()
+        check_choice(initial=(initial, Origin))
         self.initial = initial
         if initial != "learned":
             for group in network.groups():
@@ -71,6 +79,9 @@ class Learner(nn.Module):
         self.rules = nn.ModuleDict(
             {name: r.bind(self.groups()[name]) for name, r in self._assign(rule).items()}
         )
+        like = next(iter(network.weights().values()))
+        self.credit.to(like)
+        self.rules.to(like)
         _frozen_parameters_to_buffers(self)
         self._fast: State | None = None
         self._first_order = False
@@ -112,7 +123,8 @@ class Learner(nn.Module):
         Every Parameter but those of the trunk and the norms enters here, with its graph; a step
         reads the state alone. What is resampled comes from ``drawn``, or from ``generator``.
         """
-        weights = self.network.weights() | self.credit.weights()
+        own = self.network.weights() | self.credit.weights()
+        weights = {name: w.clone() for name, w in own.items()}  # an optimiser may move its own
         if self.resampled:
             weights |= self.draw(generator) if drawn is None else drawn
         rules = self._rules()
@@ -140,11 +152,15 @@ class Learner(nn.Module):
         fresh = self.network.draw(generator) | self.credit.draw(generator)
         return {name: value.to(like) for name, value in fresh.items() if name in self.resampled}
 
-    def step(self, state: State, presentation: Presentation) -> State:
-        """One presentation: a new state; the one given is left as it was."""
+    def step(
+        self, state: State, presentation: Presentation, network: Network | None = None
+    ) -> State:
+        """One presentation: a new state; the one given is left as it was. ``network`` may stand in
+        for the learner's own (a copy with constants in it)."""
         if not self.rules:
             return state
-        return self.credit.present(self.network, state, presentation, Apply(self._rules()))
+        network = self.network if network is None else network
+        return self.credit.present(network, state, presentation, Apply(self._rules()))
 
     def field(self, state: State, presentation: Presentation) -> dict[str, Tensor]:
         """What one presentation wants of the plastic weights: their change, {group: (n_out, n_in)},
@@ -218,7 +234,8 @@ class Learner(nn.Module):
             features = self.network.features(x)
             teacher = Teacher(self.objective, self.encode(y, x.shape[:1]))
         first = self._first_order if first_order is None else first_order
-        self._fast = first_order_step(self, self._fast, Presentation(features, teacher), first)
+        constant = constant_copy(self.network) if first else None
+        self._fast = first_order_step(self, self._fast, Presentation(features, teacher), constant)
         self._seen = None
 
     def _read_loss(self, loss: Tensor) -> tuple[Tensor, Teacher]:
@@ -230,7 +247,12 @@ class Learner(nn.Module):
                 "without gradients call adapt(x, y)."
             )
         features, output = self._seen
-        (gradient,) = torch.autograd.grad(loss, output, create_graph=True)
+        (gradient,) = torch.autograd.grad(loss, output, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise ConfigurationError(
+                "this loss does not depend on the clone's last output: build it from clone(x) of "
+                "the clone that adapts."
+            )
         examples = 1 if self.objective.scale == "batch" else output.shape[0]
         return features, GivenError(self.objective, -gradient * examples)
 
@@ -288,25 +310,35 @@ class Learner(nn.Module):
         if y.shape[: len(lead)] != lead:
             raise ShapeError(f"targets must begin with {tuple(lead)}, got {tuple(y.shape)}.")
         target = self.objective.encode(y, self.network.outputs)
+        wanted = (*lead, self.network.outputs)
+        if target.shape != wanted:
+            raise ShapeError(
+                f"targets must be labels {tuple(lead)} for CrossEntropy or numbers {wanted} for "
+                f"SquaredError, got {tuple(y.shape)}."
+            )
         return target.to(next(iter(self.network.weights().values())))
 
 
+def constant_copy(network: Network) -> Network:
+    """The network with every Parameter a constant; values are shared, nothing is copied."""
+    tensors = (*network.parameters(), *network.buffers())
+    return copy.deepcopy(network, {id(t): t.detach() for t in tensors})
+
+
 def first_order_step(
-    learner: Learner, state: State, presentation: Presentation, first_order: bool
+    learner: Learner, state: State, presentation: Presentation, constant: Network | None
 ) -> State:
-    """One step; under ``first_order`` the network's weights and features that the update sees are
-    constants: the weights keep the identity as their graph, and what remains is the direct effect
-    of feedback weights and coefficients on the change.
+    """One step; with the ``constant_copy`` of its network a first-order one: weights, norms and
+    features that the update sees are constants. The weights keep the identity as their graph, and
+    what remains is the direct effect of feedback weights and coefficients on the change.
     """
-    if not first_order:
+    if constant is None:
         return learner.step(state, presentation)
     before = state["weights"]
     forward = [name for name in before if name not in learner.credit.groups()]
     seen = before | {name: before[name].detach() for name in forward}
-    shown = Presentation(
-        presentation.x.detach(), presentation.teacher, presentation.weight, presentation.noise
-    )
-    after = learner.step({**state, "weights": seen}, shown)
+    shown = replace(presentation, x=presentation.x.detach())
+    after = learner.step({**state, "weights": seen}, shown, constant)
     weights = dict(after["weights"])
     for name in forward:
         weights[name] = weights[name] + (before[name] - before[name].detach())

@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metaplastic.errors import LabelError, ShapeError
+from metaplastic.errors import LabelError, ShapeError, check_choice
+
+Scale = Literal["example", "batch"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,10 @@ class Objective(ABC):
     with B, as they do when the error is read off a mean loss).
     """
 
-    scale: Literal["example", "batch"] = "example"
+    scale: Scale = "example"
+
+    def __post_init__(self) -> None:
+        check_choice(scale=(self.scale, Scale))
 
     @abstractmethod
     def encode(self, y: Tensor, outputs: int) -> Tensor:
@@ -40,10 +45,14 @@ class Objective(ABC):
         del output, target
         return None
 
-    def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """Wanted change of the output, target - link(output), (B, K); positive means more."""
+    def error(self, output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Wanted change of the output, target - link(output), (B, K); positive means more.
+        ``weight`` (B, 1) says which rows count as examples."""
         error = target - self.link(output)
-        return error / output.shape[0] if self.scale == "batch" else error
+        if self.scale == "example":
+            return error
+        examples = output.shape[0] if weight is None else weight.sum().clamp(min=1.0)
+        return error / examples
 
 
 @dataclass(frozen=True)

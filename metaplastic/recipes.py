@@ -51,7 +51,7 @@ class FLPOptions(Options):
     """Initial plasticity of hidden layers; None takes 0.001 for a target signal and 0 for errors,
     whose loop through the output is unstable when it starts too strong."""
     output_plasticity: float | None = None
-    """Initial plasticity of a clamped last layer; None takes 0.7 for a target, 0.03 for errors."""
+    """Initial plasticity of a clamped last layer; None takes 0.7 for a target, 0.5 for errors."""
     mix: float = 0.9
     """Initial share of the teaching signal in hidden layers."""
     granularity: Granularity = "synapse"
@@ -65,6 +65,9 @@ class FLPOptions(Options):
     """The last layer's teaching signal is the signal itself, and alone; else it is fed back."""
     bounded: bool = True
     hidden_multiplier: float = 1.0
+    """Fixed factor on the changes of hidden layers."""
+    output_multiplier: float = 1.0
+    """Fixed factor on the changes of a clamped last layer."""
     detach_error: bool = False
 
 
@@ -127,20 +130,26 @@ def _flp(
         output="clamp" if options.clamp else "feedback",
         detach_error=options.detach_error,
     )
-    hidden_start, output_start = (0.001, 0.7) if signal == "target" else (0.0, 0.03)
+    hidden_start, output_start = (0.001, 0.7) if signal == "target" else (0.0, 0.5)
     if options.plasticity is not None:
         hidden_start = options.plasticity
     if options.output_plasticity is not None:
         output_start = options.output_plasticity
     family = Hebb if options.hebbian else Oja
-    shared = {"granularity": options.granularity, "bounded": options.bounded}
+    shared = {
+        "granularity": options.granularity,
+        "bounded": options.bounded,
+        "fan_in": options.bounded and signal == "error",
+    }
     hidden = family(hidden_start, options.mix, multiplier=options.hidden_multiplier, **shared)
     rule: dict[str, Hebb | None] = {"role:bias": None, "*": hidden}
     if options.clamp:
         only_teaching = Coefficient(1.0, learned=False, role="mixing")
         rule = {
             "role:bias": None,
-            "position:last": family(output_start, only_teaching, **shared),
+            "position:last": family(
+                output_start, only_teaching, multiplier=options.output_multiplier, **shared
+            ),
             "*": hidden,
         }
     return Learner(network, credit, rule, objective, generator=generator)

@@ -12,6 +12,8 @@ from metaplastic.objectives import Objective
 
 Kind = Literal["error", "target"]
 Reduction = Literal["sum", "examples", "positions"]
+Origin = Literal["learned", "fixed", "resampled"]
+"""Where weights come from: the outer loop, one draw, or a draw in every episode."""
 State = dict[str, Any]
 """Everything that one episode changes or fixes, tensors only, the same structure before and after:
 ``weights`` {group: (n_out, n_in)}, ``coefficients`` {group: {name: tensor}}, ``rule`` {group:
@@ -101,12 +103,12 @@ class Teacher:
     """Answers what a credit asks while an example is shown: the error at *any* output, which may
     exist only during the presentation, and the target itself.
 
-    ``target`` (B, K) as encoded by the objective.
+    ``target`` (B, K) as encoded by the objective; ``weight`` (B, 1) of each example, or None.
     """
 
-    def __init__(self, objective: Objective, target: Tensor) -> None:
+    def __init__(self, objective: Objective, target: Tensor, weight: Tensor | None = None) -> None:
         self.objective = objective
-        self._target = target
+        self._target, self._weight = target, weight
 
     @property
     def target(self) -> Tensor:
@@ -115,7 +117,7 @@ class Teacher:
 
     def error(self, output: Tensor) -> Tensor:
         """(B, K) wanted change of ``output`` (B, K)."""
-        return self.objective.error(output, self.target)
+        return self.objective.error(output, self.target, self._weight)
 
     def link(self, output: Tensor) -> Tensor:
         """(B, K) ``output`` in the target's units."""

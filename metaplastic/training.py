@@ -17,6 +17,7 @@ from metaplastic.metagradient import Divergence, MetaGradient, Unrolled
 from metaplastic.seeds import streams
 
 FORMAT = 1
+PARTS = {"steps", "learner", "optimizer", "scheduler", "generators", "extra"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class StepReport:
     """Mean query loss of the kept episodes, None if all diverged."""
     accuracy: float | None
     gradient_norm: float
-    """Of the whole meta-gradient, before clipping."""
+    """Of the whole meta-gradient, before clipping; if it overflowed, the optimiser did not step."""
     diverged: tuple[Divergence, ...]
     """Episodes left out of this step; if all were, the optimiser did not step."""
 
@@ -42,7 +43,7 @@ class MetaTraining:
         sample: draws the episodes of one meta-step from the generator that it is given.
         metagradient: how the outer loop learns.
         optimizer: default Adam over ``learner.param_groups()`` at 1e-3.
-        scheduler: a torch learning-rate scheduler, stepped once for each meta-step.
+        scheduler: a torch learning-rate scheduler, stepped after each step of the optimiser.
         clip: bound on the norm of the whole meta-gradient, or None.
         seed: of the episodes, and of what the learner resamples.
 
@@ -86,10 +87,11 @@ class MetaTraining:
         norm = torch.nn.utils.clip_grad_norm_(
             list(self.learner.parameters()), self.clip if self.clip is not None else float("inf")
         )
-        if outcome.kept:
+        # The norm can overflow where its parts do not: such a direction is noise.
+        if outcome.kept and bool(norm.isfinite()):
             self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
         self.steps += 1
         return StepReport(
             step=self.steps,
@@ -122,12 +124,21 @@ class MetaTraining:
         """Go on from a checkpoint exactly where it was written; returns its ``extra``.
 
         Raises:
-            CheckpointError: for a damaged file or one of another network; nothing is changed then.
+            CheckpointError: for a damaged file, or one of another network, optimiser or scheduler;
+                nothing is changed then.
         """
         content = load_checkpoint(path, self.learner)
+        groups = content["optimizer"]["param_groups"], self.optimizer.param_groups
+        sizes = [[len(group["params"]) for group in side] for side in groups]
+        if sizes[0] != sizes[1] or (content["scheduler"] is None) != (self.scheduler is None):
+            raise CheckpointError(
+                f"{path} was written with another optimiser or scheduler: its groups have "
+                f"{sizes[0]} members, these {sizes[1]}; it has "
+                f"{'no' if content['scheduler'] is None else 'a'} scheduler."
+            )
         self.learner.load_state_dict(content["learner"])
         self.optimizer.load_state_dict(content["optimizer"])
-        if self.scheduler is not None and content["scheduler"] is not None:
+        if self.scheduler is not None:
             self.scheduler.load_state_dict(content["scheduler"])
         for name, state in content["generators"].items():
             self._generators[name].set_state(state)
@@ -144,6 +155,9 @@ def load_checkpoint(path: str | os.PathLike[str], learner: Learner) -> dict[str,
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         version, shapes = content["format"], content["shapes"]
+        missing = PARTS - content.keys()
+        if missing:
+            raise KeyError(", ".join(sorted(missing)))
     except Exception as reason:
         raise CheckpointError(
             f"{path} is not a readable checkpoint ({type(reason).__name__}: {reason}). Give the "

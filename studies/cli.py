@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as reason:
-        print(f"\n{reason or 'interrupted'}", file=sys.stderr)
+        print(f"\n{str(reason) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 

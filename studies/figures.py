@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+LIMIT = 6.0
+"""Of y where functions are drawn; amplitudes reach 5.1."""
+
+
 def curve_figure(runs: Sequence[Run]) -> Figure | None:
     """Training loss and accuracy against the meta-step: every step faint, smoothed bold."""
     from matplotlib.figure import Figure
@@ -52,28 +56,28 @@ def _curves(axes: Axes, runs: Sequence[Run], name: str) -> None:
         axes.plot(run.curve.step, smooth(values), color=colour, linewidth=1.9)
     axes.set_xlim(1, max(2.0, *(float(r.curve.step[-1]) for r in runs if r.curve)))
     if name == "loss":
-        shown = [getattr(r.curve, name) for r in runs]
-        low, high = _range([smooth(v) for v in shown])
-        if high > 8 * low > 0:
-            axes.set_yscale("log")
-            _plain_log(axes)
-            axes.set_ylim(low * 0.75, high * 1.25)
-        else:
-            axes.set_ylim(0, high * 1.1)
+        shown = [smooth(getattr(r.curve, name)) for r in runs]
+        if not _is_wide(axes, shown):
+            axes.set_ylim(0, 1.1 * max(float(np.nanmax(v)) for v in shown))
 
 
-def _range(curves: Sequence[np.ndarray]) -> tuple[float, float]:
-    both = np.concatenate(curves)
-    both = both[np.isfinite(both)]
-    return (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
-
-
-def _plain_log(axes: Axes) -> None:
+def _is_wide(axes: Axes, values: Sequence[np.ndarray]) -> bool:
+    """Whether values need a logarithmic scale, which the axes then have."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    known = np.concatenate(values)
+    known = known[np.isfinite(known)]
+    low, high = float(known.min()), float(known.max())
+    if not high > 8 * low > 0:
+        return False
+    axes.set_yscale("log")
+    axes.set_ylabel("log scale")
+    axes.set_ylim(low * 0.75, high * 1.3)
+    if high < 1000 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+    return True
 
 
 def _label_ends(figure: Figure, panels: Sequence[Axes], runs: Sequence[Run]) -> None:
@@ -133,7 +137,8 @@ def age_figure(runs: Sequence[Run]) -> Figure | None:
         ends += _chance(axes, drawn)
     else:
         axes.set_title("Mean squared error of each function after the whole stream")
-        axes.set_ylim(0, None)
+        if not _is_wide(axes, [run.scores["by_task"].mean(0) for run in drawn]):
+            axes.set_ylim(0, None)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     end_labels(axes, ends)
     return figure
@@ -205,12 +210,13 @@ def _function_name(k: int, count: int) -> str:
 def _function(axes: Axes, run: Run, k: int, colour: str) -> None:
     x, y, fit = (run.scores[f"function_{n}"][k] for n in ("x", "y", "fit"))
     axes.plot(x, y, color="#b5b5b5", linewidth=3.2, solid_capstyle="round")
-    if np.isfinite(fit).all():
-        axes.plot(x, fit, color=colour, linewidth=1.7)
-    else:
-        axes.text(0.5, 0.5, "diverged", transform=axes.transAxes, ha="center", color=MUTED)
+    axes.plot(x, fit, color=colour, linewidth=1.7)
+    if not (np.abs(fit) < LIMIT).any():
+        word = "off the scale" if np.isfinite(fit).all() else "diverged"
+        place = {"transform": axes.transAxes, "ha": "center", "va": "top"}
+        axes.text(0.5, 0.98, word, color=colour, fontsize=8.5, **place)
     axes.axhline(0, color=GRID, linewidth=0.8, zorder=0)
     axes.set_xlim(-5, 5)
-    axes.set_ylim(-6, 6)
+    axes.set_ylim(-LIMIT, LIMIT)
     axes.set_xticks([-5, 0, 5])
     axes.set_yticks([-5, 0, 5])

@@ -16,7 +16,7 @@ from metaplastic.errors import CheckpointError
 from metaplastic.training import StepReport
 from studies.assembly import make_learner, make_run_task, make_training, pinned
 from studies.config import RunConfig
-from studies.results import Result
+from studies.results import Result, finite
 from studies.scoring import fitted_functions, score
 from studies.status import Every, Report, Smooth, Status
 from studies.words import run_headline
@@ -198,7 +198,7 @@ class _Curve:
             "gradient_norm": step.gradient_norm,
             "diverged": len(step.diverged),
         }
-        self._new.append(json.dumps(line) + "\n")
+        self._new.append(json.dumps(finite(line), allow_nan=False) + "\n")
 
     def flush(self) -> None:
         with self._path.open("a", encoding="utf-8") as file:

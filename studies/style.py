@@ -72,6 +72,9 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 
     x = axes.get_xlim()[1]
     wanted = sorted((float(transform.transform((x, y))[1]), name, c) for y, name, c in ends)
     heights = spread([min(max(y, 0.0), 1.0) for y, _, _ in wanted], gap)
+    # Not below the axes, where the numbers of the x-axis are.
+    for i in range(len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap if i else 0.02)
     for height, (_, name, colour) in zip(heights, wanted, strict=True):
         axes.text(
             1.015,

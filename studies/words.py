@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
+LARGE = 1e4
+"""Losses from here on are written with an exponent."""
 
 
 def score_text(row: Row) -> str:
@@ -18,8 +20,8 @@ def score_text(row: Row) -> str:
         return "diverged"
     if value is not None:
         return f"{100 * value:.1f}" + ("" if half is None else f" ± {100 * half:.1f}") + " %"
-    if not half:
-        return f"{row['loss']:.3g}"
+    if not half or row["loss"] >= LARGE:
+        return f"{row['loss']:.3g}" + ("" if half is None else f" ± {half:.2g}")
     # As many decimals as the interval has: two of its digits.
     decimals = min(max(1 - math.floor(math.log10(half)), 0), 9)
     return f"{row['loss']:.{decimals}f} ± {half:.{decimals}f}"
@@ -30,7 +32,9 @@ def forgetting_text(row: Row) -> str:
     value = row["forgetting"]
     if value is None:
         return ""
-    return f"{100 * value:+.1f} points" if row["accuracy"] is not None else f"{value:+.2f}"
+    if row["accuracy"] is not None:
+        return f"{100 * value:+.1f} points"
+    return f"{value:+.2f}" if abs(value) < LARGE else f"{value:+.2g}"
 
 
 def score_name(chance: float | None) -> str:

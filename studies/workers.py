@@ -78,14 +78,21 @@ def run_jobs(
 def _work(function: Callable[[Any, Report], Any], todo: Any, events: Any) -> None:
     # An interrupt from the keyboard reaches every process; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def send(kind: str, name: str, value: Any) -> None:
+        if parent is not None and not parent.is_alive():
+            raise SystemExit("the command that asked for this is gone")
+        events.put((kind, name, value))
+
     while (item := todo.get()) is not None:
         name, job = item
         try:
             with few_threads():
-                outcome = function(job, lambda s, name=name: events.put(("status", name, s)))
+                outcome = function(job, lambda s, name=name: send("status", name, s))
         except MetaplasticError as reason:
-            events.put(("refused", name, str(reason)))
+            send("refused", name, str(reason))
         except Exception:
-            events.put(("failed", name, traceback.format_exc()))
+            send("failed", name, traceback.format_exc())
         else:
-            events.put(("done", name, outcome))
+            send("done", name, outcome)

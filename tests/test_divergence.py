@@ -200,7 +200,7 @@ def test_a_scheduler_does_not_mind_that_the_first_step_is_left_out():
         learner, lambda g: next(stream), optimizer=optimizer, scheduler=scheduler
     )
     assert [r.loss is None for r in training.run(2)] == [True, False]
-    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert optimizer.param_groups[0]["lr"] == 0.5  # one step was taken
 
 
 @pytest.mark.parametrize("batching", ["vmap", "loop", "auto"])

@@ -345,6 +345,23 @@ def test_flp_P16_first_order_is_the_gradient_at_the_adapted_weights_bit_by_bit()
         assert torch.equal(found, leaf.grad.reshape(found.shape)), name
 
 
+def test_flp_P16_first_order_takes_the_trunks_features_for_constants_in_the_updates():
+    """What is left is the gradient of the final loss through the queries' features."""
+    trunk = mlp(3, 4, seed=9)
+    network = LayeredNetwork(mlp(4, 7, 3), trunk=trunk)
+    learner = Learner(network, Backprop(), {"*": Delta(0.5)}).double()
+    episodes = classification(1, 4, 2, 3, 3)
+    found = meta_gradient(learner, episodes, Unrolled(first_order=True))
+    after = {n: w[0].detach() for n, w in final_weights(learner, episodes).items()}
+    output = network(trunk(episodes.query_x[0]), after)
+    loss = F.cross_entropy(output, episodes.query_y[0])
+    wanted = torch.autograd.grad(loss, list(trunk.parameters()))
+    for (name, _), slope in zip(trunk.named_parameters(), wanted, strict=True):
+        assert deviation(found[f"network.trunk.{name}"], slope) < 1e-12
+    whole = meta_gradient(learner, episodes)
+    assert deviation(whole["network.trunk.0.weight"], found["network.trunk.0.weight"]) > 1e-2
+
+
 def test_central_difference_puts_the_parameters_back():
     learner = flp(3, 4, 2)
     before = {n: p.clone() for n, p in learner.named_parameters()}

@@ -169,6 +169,22 @@ def test_flp_P08_full_mixing_leaves_the_teaching_signal_alone():
     assert not torch.equal(silent, torch.zeros_like(silent))
 
 
+@pytest.mark.parametrize("reduction", ["sum", "examples"])
+def test_delta_reads_a_target_as_wanted_activity_and_hebb_takes_it_raw(reduction):
+    z, x, weight, p = drawn(3, 4, 5, 0)
+    post, gain = normal(3, 4, seed=8), normal(3, 4, seed=9)
+    share = 1 / 3 if reduction == "examples" else 1.0
+    wanted = {"error": z, "target": z - post}
+    one = torch.ones(1, 1, dtype=torch.float64)
+    for kind, error in wanted.items():
+        signals = LocalSignals(x, post, z, kind, gain)
+        change = apply(Delta(reduction=reduction), weight, signals, rate=p)
+        assert deviation(change, share * p * torch.einsum("bi,bj->ij", error * gain, x)) < 1e-14
+        hebb = Hebb(bounded=False, reduction=reduction)
+        change = apply(hebb, weight, signals, plasticity=p, mix=one)
+        assert deviation(change, share * p * (z.mT @ x)) < 1e-14
+
+
 @pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize("granularity", ["neuron", "layer", "network"])
 def test_flp_P13_coarser_plasticity_is_the_same_number_repeated(granularity, bounded):

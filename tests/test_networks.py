@@ -288,13 +288,15 @@ def test_first_order_takes_norms_for_constants_in_the_updates_too():
     assert deviation(found["network.body.1.bias"], wanted[1]) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["batch", "running"])
-def test_a_batch_norm_in_front_sees_one_presentation_at_a_time(name):
+def test_a_batch_norm_in_front_does_not_mix_episodes():
     """An episode's loss does not depend on the other episodes or on its own queries."""
     chain = randomised(
         nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, WAYS))
     )
-    learner = Learner(LayeredNetwork(chain, batch_norm=name), Backprop(), Delta(0.25)).double()
+    with pytest.raises(ConfigurationError, match="in front of the first synapses"):
+        LayeredNetwork(chain, batch_norm="batch")
+    network = LayeredNetwork(chain, batch_norm="running")
+    learner = Learner(network, Backprop(), Delta(0.25)).double()
     episodes = classification(2, 3, 4, 4, WAYS)
     together, alone = (final_weights(learner, e) for e in (episodes, episodes[[0]]))
     assert_close({n: w[:1] for n, w in together.items()}, alone, 1e-12)

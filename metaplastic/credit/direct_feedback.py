@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from metaplastic.credit.base import CreditAssignment
-from metaplastic.errors import CompatibilityError, ConfigurationError
+from metaplastic.errors import CompatibilityError, ConfigurationError, check_choice
 from metaplastic.networks import LayeredNetwork, Network
 from metaplastic.networks.base import he_normal
 from metaplastic.networks.layer import Layer
-from metaplastic.signals import Kind, Learn, Presentation, State, SynapseGroup
+from metaplastic.signals import Kind, Learn, Origin, Presentation, State, SynapseGroup
+
+OutputSignal = Literal["clamp", "feedback"]
 
 
 class DirectFeedback(CreditAssignment):
@@ -48,16 +50,19 @@ class DirectFeedback(CreditAssignment):
         self,
         signal: Kind = "error",
         *,
-        weights: Literal["learned", "fixed", "resampled"] = "learned",
+        weights: Origin = "learned",
         depth: int = 1,
         width: int | None = None,
         rectify: bool = False,
         bias: bool = False,
-        output: Literal["clamp", "feedback"] = "clamp",
+        output: OutputSignal = "clamp",
         detach_error: bool = False,
         scale: float = 1.0,
     ) -> None:
         super().__init__()
+        check_choice(
+            signal=(signal, Kind), weights=(weights, Origin), output=(output, OutputSignal)
+        )
         if depth < 1 or (depth > 1 and width is None):
             raise ConfigurationError(
                 f"depth must be at least 1, and depth > 1 needs width=; got depth={depth}, "

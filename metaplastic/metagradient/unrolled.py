@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metaplastic.episodes import Episodes
-from metaplastic.errors import ConfigurationError
+from metaplastic.errors import ConfigurationError, check_choice
 from metaplastic.evaluation import query_scores
 from metaplastic.inner_loop import Batching, Draws, Rollout, chunks, draw
 from metaplastic.learner import Learner
@@ -42,6 +42,7 @@ class Unrolled(MetaGradient):
     limit: float = 1e8
 
     def __post_init__(self) -> None:
+        check_choice(batching=(self.batching, Batching))
         for name in ("checkpoint_every", "truncate"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -51,7 +52,7 @@ class Unrolled(MetaGradient):
         self, learner: Learner, episodes: Episodes, *, generator: torch.Generator | None = None
     ) -> Outcome:
         draws = draw(learner, episodes, generator)
-        total = _Total(list(learner.parameters()))
+        total = _Total([p for p in learner.parameters() if p.requires_grad])
         for chunk in chunks(learner, episodes, self.batching):
             self._add(learner, episodes, draws, chunk, total)
         total.write()

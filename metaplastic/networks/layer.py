@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaplastic.errors import ShapeError, UnsupportedLayerError
-from metaplastic.networks.transforms import SLOPES, Transform
+from metaplastic.networks.transforms import SLOPES, Transform, check_input
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,14 @@ def shape_after(transforms: Sequence[Transform], shape: tuple[int, ...]) -> tupl
     with torch.no_grad():
         x = torch.zeros(2, *shape)
         for step in transforms:
+            check_input(step.module, tuple(x.shape[1:]))
             like = next(step.module.parameters(), None)
-            x = step(x if like is None else x.to(like))
+            try:
+                x = step(x if like is None else x.to(like))
+            except RuntimeError as reason:
+                raise ShapeError(
+                    f"{step.module} cannot take examples of {tuple(x.shape[1:])}: {reason}"
+                ) from reason
     return tuple(x.shape[1:])
 
 
@@ -130,4 +136,6 @@ def unit_shape(synapses: nn.Module, shape: tuple[int, ...], index: int) -> tuple
         + 1
         for i in (0, 1)
     ]
+    if min(size) < 1:
+        raise ShapeError(f"layer {index}, {m}, does not fit into its input {shape}.")
     return (synapses.out_channels, *size)

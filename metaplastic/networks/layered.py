@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from metaplastic.errors import ConfigurationError, ShapeError, UnsupportedLayerError
+from metaplastic.errors import ConfigurationError, DataError, ShapeError, UnsupportedLayerError
 from metaplastic.networks.base import Network, he_normal
 from metaplastic.networks.layer import Layer, LayerActivity, shape_after, unit_shape
 from metaplastic.networks.transforms import SLOPES, Transform, transform, without_inplace
@@ -68,6 +68,12 @@ class LayeredNetwork(Network):
         if not starts:
             raise UnsupportedLayerError("the chain holds no Linear or Conv2d layer to learn in.")
         inlet = tuple(transform(m, batch_norm) for m in modules[: starts[0]])
+        if any(t.mixes_examples for t in inlet):
+            raise ConfigurationError(
+                "batch statistics in front of the first synapses would mix episodes, whose "
+                "features are computed together: declare batch_norm='running' there, or take "
+                "another norm."
+            )
         shape = self._feature_shape(modules, inlet)
         layers = []
         for index, (start, stop) in enumerate(
@@ -146,6 +152,8 @@ class LayeredNetwork(Network):
         x = x if self.trunk is None else self.trunk(x)
         for step in self._inlet:
             x = step(x)
+        if not x.is_floating_point():
+            raise DataError(f"examples must be floating point, got {x.dtype}: try x.float() / 255.")
         if tuple(x.shape[1:]) != self.layers[0].in_shape:
             raise ShapeError(
                 f"{self.layers[0].synapses} takes {self.layers[0].in_shape}, got "

@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metaplastic.errors import ConfigurationError, UnsupportedLayerError
+from metaplastic.errors import ConfigurationError, ShapeError, UnsupportedLayerError
 
 SLOPES: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Identity: lambda m, v, y: torch.ones_like(v),
     nn.ReLU: lambda m, v, y: (v > 0).to(v.dtype),
-    nn.LeakyReLU: lambda m, v, y: torch.where(v > 0, 1.0, m.negative_slope).to(v.dtype),
+    nn.LeakyReLU: lambda m, v, y: torch.where(v > 0, torch.ones_like(v), m.negative_slope),
     nn.ELU: lambda m, v, y: torch.where(v > 0, 1.0, y + m.alpha),
-    nn.Softplus: lambda m, v, y: torch.sigmoid(m.beta * v),
+    nn.Softplus: lambda m, v, y: torch.where(
+        m.beta * v > m.threshold, torch.ones_like(v), torch.sigmoid(m.beta * v)
+    ),
     nn.Tanh: lambda m, v, y: 1 - y * y,
     nn.Sigmoid: lambda m, v, y: y * (1 - y),
     nn.SiLU: lambda m, v, y: torch.sigmoid(v) + y * (1 - torch.sigmoid(v)),
@@ -39,6 +41,11 @@ class Transform(ABC):
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module
+
+    @property
+    def mixes_examples(self) -> bool:
+        """Whether one example's output depends on the others shown with it."""
+        return False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Forward map."""
@@ -77,6 +84,9 @@ class AveragePool(Transform):
 class GlobalAverage(Transform):
     """``nn.AdaptiveAvgPool2d(1)``."""
 
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.mean((-2, -1), keepdim=True)
+
     def transpose(self, x: Tensor, y: Tensor, error: Tensor) -> Tensor:
         return error.expand_as(x) / (x.shape[-1] * x.shape[-2])
 
@@ -108,9 +118,18 @@ class Normalise(Transform):
         centred = g - g.mean(axes, keepdim=True) - n * (g * n).mean(axes, keepdim=True)
         return (centred * inverse).reshape(x.shape)
 
+    @property
+    def mixes_examples(self) -> bool:
+        return isinstance(self.module, nn.BatchNorm1d | nn.BatchNorm2d)
+
     def _normal(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape, axes = self._view(x)
         v = x.reshape(shape)
+        if 0 in axes and v[:, 0].numel() < 2:
+            raise ShapeError(
+                f"{self.module} under batch_norm='batch' needs at least two rows, got "
+                f"{tuple(x.shape)}: show more examples at a time, or declare 'running'."
+            )
         centred = v - v.mean(axes, keepdim=True)
         inverse = (centred.square().mean(axes, keepdim=True) + self.module.eps).rsqrt()
         return (centred * inverse).reshape(x.shape), inverse
@@ -190,6 +209,21 @@ def transform(module: nn.Module, batch_norm: str | None) -> Transform:
         f"{', '.join(sorted(k.__name__ for k in SLOPES))}, Flatten(), AvgPool2d, MaxPool2d, "
         "AdaptiveAvgPool2d(1), LayerNorm, GroupNorm, BatchNorm1d/2d."
     )
+
+
+def check_input(module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise ShapeError unless a norm fits examples of ``shape``; the other modules check it
+    themselves, as they run."""
+    wanted, given = None, None
+    if isinstance(module, nn.LayerNorm):
+        wanted = tuple(module.normalized_shape)
+        given = shape[max(0, len(shape) - len(wanted)) :]
+    elif isinstance(module, nn.GroupNorm):
+        wanted, given = module.num_channels, shape[0]
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        wanted, given = module.num_features, shape[0]
+    if wanted != given:
+        raise ShapeError(f"{module} is made for {wanted} but gets {given} of examples {shape}.")
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -61,7 +61,7 @@ def _matches(pattern: str, group: SynapseGroup) -> bool:
         except ValueError:
             wanted = None
         if wanted is not None:
-            return group.position == wanted % group.layers
+            return group.position in (wanted, wanted + group.layers)
     raise ConfigurationError(
         f"a rule pattern is 'role:...', 'position:first|last|NUMBER', 'name:GLOB' or '*', got "
         f"{pattern!r}."

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metaplastic.errors import ConfigurationError
+from metaplastic.errors import ConfigurationError, check_choice
 from metaplastic.signals import SynapseGroup
 
 Granularity = Literal["synapse", "neuron", "layer", "network"]
@@ -69,6 +69,9 @@ class Coefficient(nn.Module):
         role: Role = "plasticity",
     ) -> None:
         super().__init__()
+        check_choice(
+            granularity=(granularity, Granularity), bound=(bound, Bound), role=(role, Role)
+        )
         limits = BOUNDS[bound]
         if not limits.low <= value <= limits.high:
             raise ConfigurationError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from metaplastic.errors import check_choice
 from metaplastic.rules.base import PlasticityRule, Traces
 from metaplastic.rules.coefficient import Coefficient, Granularity
 from metaplastic.signals import LocalSignals, Reduction
@@ -33,6 +34,7 @@ class Delta(PlasticityRule):
         reduction: Reduction = "examples",
     ) -> None:
         super().__init__()
+        check_choice(reduction=(reduction, Reduction))
         if not isinstance(rate, Coefficient):
             rate = Coefficient(
                 rate, granularity=granularity, bound="exp", learned=learned, role="control"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from metaplastic.errors import check_choice
 from metaplastic.rules.base import PlasticityRule, Traces
 from metaplastic.rules.coefficient import Coefficient, Granularity
 from metaplastic.signals import LocalSignals, Reduction
@@ -28,6 +30,8 @@ class Hebb(PlasticityRule):
         reduction: ``"examples"`` (mean over examples), ``"positions"`` (mean over rows) or
             ``"sum"``; default the mean over rows when bounded, the sum when not.
         multiplier: fixed factor on dW (100 on hidden layers in the published classifier).
+        fan_in: divide dW by the number of presynaptic units. For error signals: with |P| < 1 the
+            loop from error to output and back then stays stable whatever the width.
     """
 
     def __init__(
@@ -39,8 +43,11 @@ class Hebb(PlasticityRule):
         bounded: bool = True,
         reduction: Reduction | None = None,
         multiplier: float = 1.0,
+        fan_in: bool = False,
     ) -> None:
         super().__init__()
+        self.reduction: Reduction = reduction or ("positions" if bounded else "sum")
+        check_choice(reduction=(self.reduction, Reduction))
         if not isinstance(plasticity, Coefficient):
             plasticity = Coefficient(
                 plasticity, granularity=granularity, bound="tanh" if bounded else "none"
@@ -48,8 +55,7 @@ class Hebb(PlasticityRule):
         if not isinstance(mix, Coefficient):
             mix = Coefficient(mix, bound="sigmoid" if bounded else "none", role="mixing")
         self.plasticity, self.mix = plasticity, mix
-        self.bounded, self.multiplier = bounded, multiplier
-        self.reduction: Reduction = reduction or ("positions" if bounded else "sum")
+        self.bounded, self.multiplier, self.fan_in = bounded, multiplier, fan_in
         silent = not mix.learned and mix.value == 0.0
         self.needs = frozenset() if silent else frozenset({"teaching"})
 
@@ -62,14 +68,15 @@ class Hebb(PlasticityRule):
     ) -> tuple[Tensor, Traces]:
         z = signals.post
         if signals.teaching is not None:
-            z = z + coefficients["mix"] * (signals.teaching - z)
+            z = torch.lerp(z, signals.teaching, coefficients["mix"])  # exact at 0 and at 1
+        multiplier = self.multiplier / (signals.pre.shape[1] if self.fan_in else 1)
         energy = signals.average(z * z, self.reduction)
         # Factors of one neuron go into z, which is small, and not into dW.
         if self.bounded:
-            factor = self.multiplier / (1 + energy)
+            factor = multiplier / (1 + energy)
             z = z * factor.mT
         else:
-            factor = self.multiplier
+            factor = multiplier
             z = z if factor == 1 else z * factor
         change = signals.correlate(z, signals.pre, self.reduction)
         if self.decays:
