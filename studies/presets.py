@@ -39,7 +39,7 @@ class Sizes:
     """Of the outer rates: cosine to 0, or late (linear to 0 over the last 30 %)."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Recipe options that differ from the learner's defaults."""
-    rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1)
     """First values of a learned inner rate, of which validation picks one."""
     rate_share: float = 0.05
     """Share of the meta-steps that each of them is tried for."""
@@ -55,38 +55,24 @@ def _images(ways: int, shots: int, queries: int = 5) -> dict[str, int]:
     return {"ways": ways, "shots": shots, "queries": queries, "batch": 1}
 
 
-_SINUSOID = {"initial_rate": 0.01, "feedback_rate": 0.01, "plasticity_rate": 0.003}
-_REGRESSION_RATES = (0.01, 0.03, 0.1)
+def _sinusoids(**options: float) -> dict[str, Sizes]:
+    """The sizes of the sinusoid studies, with a learner's outer rates."""
+    shared: dict[str, Any] = {"options": options, "rates": (0.003, 0.01, 0.03)}
+    return {
+        "smoke": Sizes(20, 4, 20, (32, 32), _sinusoid(3, 4, 8), rate_episodes=4, **shared),
+        "quick": Sizes(300, 8, 200, (64,) * 3, _sinusoid(5, 8, 16), decay="late", **shared),
+        "acceptance": Sizes(600, 8, 500, (64,) * 4, _sinusoid(10, 8, 16), decay="late", **shared),
+        "full": Sizes(20_000, 8, 500, (64,) * 4, _sinusoid(10, 40, 32), decay="late", **shared),
+    }
+
 
 TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
-    ("sinusoid", "*"): {
-        "smoke": Sizes(
-            *(20, 4, 20, (32, 32), _sinusoid(3, 4, 8)),
-            options=_SINUSOID,
-            rates=_REGRESSION_RATES,
-            rate_episodes=4,
-        ),
-        "quick": Sizes(
-            *(200, 8, 200, (64,) * 3, _sinusoid(5, 8, 16)),
-            decay="late",
-            options=_SINUSOID,
-            rates=_REGRESSION_RATES,
-        ),
-        "acceptance": Sizes(
-            *(600, 8, 500, (64,) * 4, _sinusoid(10, 8, 16)),
-            decay="late",
-            options=_SINUSOID,
-            rates=_REGRESSION_RATES,
-        ),
-        "full": Sizes(
-            *(20_000, 8, 500, (64,) * 4, _sinusoid(10, 40, 32)),
-            decay="late",
-            rates=_REGRESSION_RATES,
-        ),
-    },
+    ("sinusoid", "*"): _sinusoids(initial_rate=0.01, feedback_rate=0.01),
+    ("sinusoid", "flp"): _sinusoids(initial_rate=0.02, feedback_rate=0.03, plasticity_rate=0.03),
+    ("sinusoid", "flp-faithful"): _sinusoids(),
     ("glyphs", "*"): {
         "smoke": Sizes(20, 2, 20, (32,), _images(4, 2, 2), rate_episodes=4),
-        "quick": Sizes(100, 8, 200, (64,), _images(5, 5), decay="late"),
+        "quick": Sizes(80, 8, 200, (64,), _images(5, 5), decay="late"),
         "acceptance": Sizes(1500, 8, 500, (128,), _images(5, 5), decay="late"),
         "full": Sizes(20_000, 8, 500, (128,), _images(20, 5), decay="late"),
     },
