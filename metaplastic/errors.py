@@ -39,6 +39,12 @@ class CompatibilityError(MetaplasticError, TypeError):
     """Parts that do not speak the same protocol: a credit and a network, a teacher and a credit."""
 
 
+REMEDY = (
+    "lower the plasticity there or its outer rate, scale the input down, use the bounded rule "
+    "(bounded=True) or clip the meta-gradient"
+)
+
+
 class DivergenceError(MetaplasticError, ArithmeticError):
     """An inner loop that left the finite numbers where nothing can be left out."""
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from metaplastic.credit import CreditAssignment
 from metaplastic.errors import (
+    REMEDY,
     CompatibilityError,
     ConfigurationError,
+    DivergenceError,
     ShapeError,
     check_choice,
 )
@@ -30,7 +32,8 @@ class Learner(nn.Module):
     """Learns online with local plasticity; what evolution would set are its Parameters.
 
     Use it in three ways: ``clone`` and ``adapt`` inside a learn2learn loop; a MetaGradient over
-    Episodes; ``assign_grads`` with any torch optimiser, for training without backpropagation.
+    Episodes; ``assign_grads`` with any torch optimiser, for training without backpropagation. The
+    network's modules are used as they are; a Parameter of theirs that is frozen becomes a buffer.
 
     Args:
         network: a Network, or an ``nn.Sequential`` of Linear layers and activation functions.
@@ -86,6 +89,7 @@ class Learner(nn.Module):
         self._fast: State | None = None
         self._first_order = False
         self._seen: tuple[Tensor, Tensor] | None = None
+        self._adapted = 0
 
     def _assign(
         self, rule: PlasticityRule | Mapping[str, PlasticityRule | None] | None
@@ -196,7 +200,7 @@ class Learner(nn.Module):
         if first_order is not None:
             own._first_order = first_order
         own._fast = self._fast if self._fast is not None else self.start(generator=generator)
-        own._seen = None
+        own._seen, own._adapted = None, 0
         return own
 
     def forward(self, x: Tensor) -> Tensor:
@@ -225,6 +229,7 @@ class Learner(nn.Module):
         Raises:
             ConfigurationError: for a learner that is no clone, or a loss without a graph.
             CompatibilityError: when the credit feeds back the target, which a loss does not hold.
+            DivergenceError: when a weight is no longer finite; the fast weights stay as they were.
         """
         if self._fast is None:
             raise ConfigurationError("adapt changes a clone's fast weights: call clone() first.")
@@ -235,8 +240,15 @@ class Learner(nn.Module):
             teacher = Teacher(self.objective, self.encode(y, x.shape[:1]))
         first = self._first_order if first_order is None else first_order
         constant = constant_copy(self.network) if first else None
-        self._fast = first_order_step(self, self._fast, Presentation(features, teacher), constant)
-        self._seen = None
+        after = first_order_step(self, self._fast, Presentation(features, teacher), constant)
+        self._check_finite(after["weights"], f"weights after adaptation {self._adapted}")
+        self._fast, self._seen = after, None
+        self._adapted += 1
+
+    def _check_finite(self, tensors: Mapping[str, Tensor], what: str) -> None:
+        for name in self.groups():
+            if name in self.rules and not bool(tensors[name].isfinite().all()):
+                raise DivergenceError(f"the {what} diverged in {name}; {REMEDY}.")
 
     def _read_loss(self, loss: Tensor) -> tuple[Tensor, Teacher]:
         if self._seen is None or loss.dim() != 0 or not loss.requires_grad:
@@ -268,13 +280,18 @@ class Learner(nn.Module):
 
         Returns:
             The loss of each example before the change, (B,).
+
+        Raises:
+            DivergenceError: when a change is not finite; every ``.grad`` stays as it was.
         """
         with torch.no_grad():
             features = self.network.features(x)
             target = self.encode(y, x.shape[:1])
             state = self.start(x.shape[0])
             teacher = Teacher(self.objective, target)
-            for name, change in self.field(state, Presentation(features, teacher)).items():
+            changes = self.field(state, Presentation(features, teacher))
+            self._check_finite(changes, "changes")
+            for name, change in changes.items():
                 parameter = self.network.parameter(name)
                 parameter.grad = -change.reshape(parameter.shape)
             return self.objective.loss(self.network(features, state["weights"]), target)

@@ -20,6 +20,7 @@ from metaplastic import (
     SquaredError,
     Unrolled,
 )
+from metaplastic.errors import DivergenceError
 from metaplastic.evaluation import evaluate
 from metaplastic.metagradient import Divergence
 from metaplastic.training import MetaTraining
@@ -201,6 +202,21 @@ def test_a_scheduler_does_not_mind_that_the_first_step_is_left_out():
     )
     assert [r.loss is None for r in training.run(2)] == [True, False]
     assert optimizer.param_groups[0]["lr"] == 0.5  # one step was taken
+
+
+def test_adapt_and_assign_grads_raise_and_change_nothing():
+    learner = faithful()
+    x = torch.full((2, 3), 1e200, dtype=torch.float64)
+    y = torch.zeros(2, 2, dtype=torch.float64)
+    first = next(n for n in learner.groups() if n in learner.plastic)
+    clone = learner.clone()
+    before = clone(torch.ones_like(x))
+    with pytest.raises(DivergenceError, match=f"adaptation 0 diverged in {first}; lower"):
+        clone.adapt(x, y)
+    assert torch.equal(clone(torch.ones_like(x)), before)
+    with pytest.raises(DivergenceError, match=f"changes diverged in {first}"):
+        learner.assign_grads(x, y)
+    assert all(p.grad is None for p in learner.parameters())
 
 
 @pytest.mark.parametrize("batching", ["vmap", "loop", "auto"])

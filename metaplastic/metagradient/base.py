@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from metaplastic.episodes import Episodes
+from metaplastic.errors import REMEDY
 from metaplastic.learner import Learner
-
-REMEDY = (
-    "lower the plasticity there or its outer rate, scale the input down, use the bounded rule "
-    "(bounded=True) or clip the meta-gradient"
-)
 
 
 @dataclass(frozen=True)
