@@ -79,8 +79,9 @@ class Learner(nn.Module):
         if initial != "learned":
             for group in network.groups():
                 network.parameter(group).requires_grad_(False)
+        assigned = copy.deepcopy(self._assign(rule))  # what a rule shares, it shares in here only
         self.rules = nn.ModuleDict(
-            {name: r.bind(self.groups()[name]) for name, r in self._assign(rule).items()}
+            {name: r.bind(self.groups()[name]) for name, r in assigned.items()}
         )
         like = next(iter(network.weights().values()))
         self.credit.to(like)

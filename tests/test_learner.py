@@ -128,14 +128,19 @@ def test_groups_do_not_share_coefficients_unless_they_are_of_the_network():
     assert one.rules["layer0_weight"].mix is not one.rules["layer1_weight"].mix
 
 
-def test_the_users_rule_and_credit_are_templates():
-    rule, credit = Oja(0.1), DirectFeedback()
+@pytest.mark.parametrize("granularity", ["synapse", "network"])
+def test_the_users_rule_and_credit_are_templates(granularity):
+    rule, credit = Oja(0.1, granularity=granularity), DirectFeedback()
     before = copy.deepcopy(rule.state_dict())
     learner = shake(Learner(mlp(4, 6, 3), credit, rule), plasticity=1.0)
     assert all(torch.equal(v, before[n]) for n, v in rule.state_dict().items())
     assert list(credit.parameters()) == []
-    assert rule.plasticity.raw.dtype == torch.float32
+    assert all(v.dtype == before[n].dtype for n, v in rule.state_dict().items())
     assert learner.credit is not credit
+    other = Learner(mlp(4, 6, 3), credit, rule)
+    assert {id(p) for p in other.rules.parameters()}.isdisjoint(
+        id(p) for p in learner.rules.parameters()
+    )
 
 
 # --- meta-parameters ---

@@ -94,7 +94,8 @@ class Coefficient(nn.Module):
         return own
 
     def _fill(self, shape: tuple[int, int]) -> None:
-        raw = torch.full(shape, BOUNDS[self.bound].inverse(self.value))
+        # In double precision until the learner gives it that of its network.
+        raw = torch.full(shape, BOUNDS[self.bound].inverse(self.value), dtype=torch.float64)
         if self.learned:
             self.raw = nn.Parameter(raw)
         else:
