@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from metaplastic.episodes import Episodes
 from metaplastic.errors import ConfigurationError
-from metaplastic.learner import Learner, constant_copy, first_order_step
+from metaplastic.first_order import constant_copy, first_order_step
+from metaplastic.learner import Learner
 from metaplastic.signals import Presentation, State, Teacher
 
 Batching = Literal["auto", "vmap", "loop"]

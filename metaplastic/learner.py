@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -19,6 +18,7 @@ from metaplastic.errors import (
     ShapeError,
     check_choice,
 )
+from metaplastic.first_order import constant_copy, first_order_step
 from metaplastic.hinge import Apply, Record
 from metaplastic.networks import LayeredNetwork, Network
 from metaplastic.objectives import CrossEntropy, Objective
@@ -335,32 +335,6 @@ class Learner(nn.Module):
                 f"SquaredError, got {tuple(y.shape)}."
             )
         return target.to(next(iter(self.network.weights().values())))
-
-
-def constant_copy(network: Network) -> Network:
-    """The network with every Parameter a constant; values are shared, nothing is copied."""
-    tensors = (*network.parameters(), *network.buffers())
-    return copy.deepcopy(network, {id(t): t.detach() for t in tensors})
-
-
-def first_order_step(
-    learner: Learner, state: State, presentation: Presentation, constant: Network | None
-) -> State:
-    """One step; with the ``constant_copy`` of its network a first-order one: weights, norms and
-    features that the update sees are constants. The weights keep the identity as their graph, and
-    what remains is the direct effect of feedback weights and coefficients on the change.
-    """
-    if constant is None:
-        return learner.step(state, presentation)
-    before = state["weights"]
-    forward = [name for name in before if name not in learner.credit.groups()]
-    seen = before | {name: before[name].detach() for name in forward}
-    shown = replace(presentation, x=presentation.x.detach())
-    after = learner.step({**state, "weights": seen}, shown, constant)
-    weights = dict(after["weights"])
-    for name in forward:
-        weights[name] = weights[name] + (before[name] - before[name].detach())
-    return {**after, "weights": weights}
 
 
 def _frozen_parameters_to_buffers(module: nn.Module) -> None:
