@@ -53,6 +53,14 @@ class CheckpointError(MetaplasticError, RuntimeError):
     """A checkpoint that is damaged or belongs to something else."""
 
 
+class RuleFileError(MetaplasticError, RuntimeError):
+    """A rule file that is damaged, of a newer version, or of other rules than asked for."""
+
+
+class TransferError(MetaplasticError, ValueError):
+    """A learned rule that does not fit a network under the policy that was asked for."""
+
+
 def check_choice(**options: tuple[object, object]) -> None:
     """Check options that are one of a few words: ``name=(value, Literal[...] or None allowed)``.
 

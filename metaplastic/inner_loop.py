@@ -141,10 +141,12 @@ class Rollout:
     def outputs(self) -> Tensor:
         """Outputs on the queries under the present weights, (E, Q, K)."""
 
-        def answer(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-            return self.learner.network(x, weights | self._shared["weights"])
+        def answer(moving: State, x: Tensor) -> Tensor:
+            weights = moving["weights"] | self._shared["weights"]
+            return self.learner.network(x, weights, moving["network"])
 
-        return _over_episodes(answer, len(self.episodes))(self.moving["weights"], self._query)
+        moving = {key: self.moving[key] for key in ("weights", "network")}
+        return _over_episodes(answer, len(self.episodes))(moving, self._query)
 
     def finite_groups(self) -> dict[str, Tensor]:
         """Whether each plastic group's weights are finite in each episode, {group: (E,)}."""

@@ -22,7 +22,7 @@ from metaplastic.first_order import constant_copy, first_order_step
 from metaplastic.hinge import Apply, Record
 from metaplastic.networks import LayeredNetwork, Network
 from metaplastic.objectives import CrossEntropy, Objective
-from metaplastic.rules import Coefficient, PlasticityRule, assign_rules
+from metaplastic.rules import Coefficient, PlasticityRule, Rules, assign_rules, by_pattern
 from metaplastic.signals import GivenError, Origin, Presentation, State, SynapseGroup, Teacher
 
 ROLES = ("initial", "feedback", "plasticity", "mixing", "control")
@@ -56,7 +56,7 @@ class Learner(nn.Module):
         self,
         network: Network | nn.Sequential,
         credit: CreditAssignment,
-        rule: PlasticityRule | Mapping[str, PlasticityRule | None] | None,
+        rule: Rules,
         objective: Objective | None = None,
         *,
         initial: Origin = "learned",
@@ -71,40 +71,46 @@ class Learner(nn.Module):
                 f"{type(network).__name__}."
             )
         self.network = network
-        plastic = frozenset(assign_rules(rule, network.groups(), strict=False))
-        self.credit = credit.bind(network, plastic, generator or torch.Generator().manual_seed(0))
+        patterns = copy.deepcopy(by_pattern(rule))  # what rules share, they share in here only
+        needs = {}
+        for name, pattern in assign_rules(patterns, network.groups(), strict=False).items():
+            chosen = patterns[pattern]
+            assert chosen is not None
+            needs[name] = chosen.needs
+        self.credit = credit.bind(network, needs, generator or torch.Generator().manual_seed(0))
         self.objective = objective or CrossEntropy()
         check_choice(initial=(initial, Origin))
         self.initial = initial
         if initial != "learned":
             for group in network.groups():
                 network.parameter(group).requires_grad_(False)
-        assigned = copy.deepcopy(self._assign(rule))  # what a rule shares, it shares in here only
-        self.rules = nn.ModuleDict(
-            {name: r.bind(self.groups()[name]) for name, r in assigned.items()}
-        )
-        like = next(iter(network.weights().values()))
-        self.credit.to(like)
-        self.rules.to(like)
+        self.patterns = assign_rules(patterns, self.groups())
+        """{plastic group: the pattern that gave it its rule}."""
+        self.templates = {p: None if r is None else r.describe() for p, r in patterns.items()}
+        """{pattern: what its rule was made with}."""
+        self.rules = nn.ModuleDict()
+        for name, group in self.groups().items():
+            if name in self.patterns:
+                twin, chosen = group.twin, patterns[self.patterns[name]]
+                assert chosen is not None
+                self._check_signals(name, chosen)
+                self.rules[name] = chosen.bind(group) if twin is None else self.rules[twin]
+        self.credit.to(self._like())
+        self.rules.to(self._like())
         _frozen_parameters_to_buffers(self)
         self._fast: State | None = None
         self._first_order = False
         self._seen: tuple[Tensor, Tensor] | None = None
         self._adapted = 0
 
-    def _assign(
-        self, rule: PlasticityRule | Mapping[str, PlasticityRule | None] | None
-    ) -> dict[str, PlasticityRule]:
-        assigned = assign_rules(rule, self.groups())
-        for name, r in assigned.items():
-            missing = r.needs - self.credit.provides
-            if missing:
-                raise CompatibilityError(
-                    f"{type(r).__name__} on {name} needs {sorted(missing)}, which "
-                    f"{type(self.credit).__name__} does not send (it sends "
-                    f"{sorted(self.credit.provides)}): take another credit or rule."
-                )
-        return assigned
+    def _check_signals(self, name: str, rule: PlasticityRule) -> None:
+        missing = rule.needs - self.credit.provides
+        if missing:
+            raise CompatibilityError(
+                f"{type(rule).__name__} on {name} needs {sorted(missing)}, which "
+                f"{type(self.credit).__name__} does not send (it sends "
+                f"{sorted(self.credit.provides)}): take another credit or rule."
+            )
 
     # --- what a meta-gradient needs -------------------------------------------------------------
 
@@ -138,7 +144,7 @@ class Learner(nn.Module):
             "coefficients": {name: rule.coefficients() for name, rule in rules.items()},
             "rule": {name: rule.init(weights[name]) for name, rule in rules.items()},
             "credit": self.credit.start(self.network, weights, batch),
-            "network": self.network.start(weights),
+            "network": self.network.start(weights, batch),
         }
 
     @property
@@ -153,16 +159,15 @@ class Learner(nn.Module):
             raise ConfigurationError(
                 "weights are drawn anew in every episode: pass generator=torch.Generator()."
             )
-        like = next(iter(self.network.weights().values()))
         fresh = self.network.draw(generator) | self.credit.draw(generator)
-        return {name: value.to(like) for name, value in fresh.items() if name in self.resampled}
+        return {name: fresh[name].to(self._like()) for name in fresh if name in self.resampled}
 
     def step(
         self, state: State, presentation: Presentation, network: Network | None = None
     ) -> State:
         """One presentation: a new state; the one given is left as it was. ``network`` may stand in
         for the learner's own (a copy with constants in it)."""
-        if not self.rules:
+        if not self.rules and not state["network"]:
             return state
         network = self.network if network is None else network
         return self.credit.present(network, state, presentation, Apply(self._rules()))
@@ -208,7 +213,7 @@ class Learner(nn.Module):
         """Output (B, K) of x (B, *), under the fast weights in a clone."""
         state = self._fast if self._fast is not None else self.start(x.shape[0])
         features = self.network.features(x)
-        output = self.network(features, state["weights"])
+        output = self.network(features, state["weights"], state["network"])
         self._seen = (features, output) if self._fast is not None else None
         return output
 
@@ -295,7 +300,8 @@ class Learner(nn.Module):
             for name, change in changes.items():
                 parameter = self.network.parameter(name)
                 parameter.grad = -change.reshape(parameter.shape)
-            return self.objective.loss(self.network(features, state["weights"]), target)
+            output = self.network(features, state["weights"], state["network"])
+            return self.objective.loss(output, target)
 
     # --- meta-parameters ------------------------------------------------------------------------
 
@@ -323,6 +329,13 @@ class Learner(nn.Module):
             if found
         ]
 
+    def penalty(self) -> Tensor:
+        """What the coefficients' ``l1`` adds to the meta-loss, a scalar. A MetaGradient adds its
+        gradient by itself; a loop of your own adds it to its loss.
+        """
+        parts = [m.penalty() for m in self.modules() if isinstance(m, Coefficient) and m.l1]
+        return sum(parts, torch.zeros((), device=self._like().device))
+
     def encode(self, y: Tensor, lead: torch.Size) -> Tensor:
         """Targets at the output, (*lead, K), in the network's precision and on its device."""
         if y.shape[: len(lead)] != lead:
@@ -334,7 +347,11 @@ class Learner(nn.Module):
                 f"targets must be labels {tuple(lead)} for CrossEntropy or numbers {wanted} for "
                 f"SquaredError, got {tuple(y.shape)}."
             )
-        return target.to(next(iter(self.network.weights().values())))
+        return target.to(self._like())
+
+    def _like(self) -> Tensor:
+        """A tensor of the network's precision and device."""
+        return next(iter(self.network.weights().values()))
 
 
 def _frozen_parameters_to_buffers(module: nn.Module) -> None:

@@ -38,6 +38,9 @@ class SynapseGroup:
     layers: int = 1
     sites: int = 1
     taught: bool = True
+    twin: str | None = None
+    """The group whose rule and coefficients it shares, such as the forward weights that a feedback
+    matrix is to align with."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class LocalSignals:
     gain: Tensor | None = None
     """(N, n_out) slope of the activation function at the potential."""
     pre_teaching: Tensor | None = None
-    """(N, n_in) the presynaptic units' teaching signal, same kind."""
+    """(N, n_in) the error at the presynaptic units' potentials: what their own synapses get as
+    ``teaching * gain`` where nothing stands between the layers."""
     modulator: Tensor | None = None
     """(N, 1) or (N, n_out) third factor."""
     weight: Tensor | None = None
@@ -80,14 +84,14 @@ class LocalSignals:
         """Post x pre over the rows, (N, a) and (N, b) -> (a, b): their sum, or that divided by the
         number of examples or of rows (``"positions"``); padding is not counted.
         """
-        return self._shares(post, reduction).mT @ pre
+        return self.share(post, reduction).mT @ pre
 
     def average(self, post: Tensor, reduction: Reduction) -> Tensor:
         """The same of one factor alone, (N, a) -> (a, 1)."""
-        return self._shares(post, reduction).sum(0).unsqueeze(-1)
+        return self.share(post, reduction).sum(0).unsqueeze(-1)
 
-    def _shares(self, post: Tensor, reduction: Reduction) -> Tensor:
-        """Each row's share of the reduction, (N, a)."""
+    def share(self, post: Tensor, reduction: Reduction) -> Tensor:
+        """Each row's share of the reduction, (N, a): what is left to do is the sum over rows."""
         if self.weight is not None:
             post = post * self.weight
         if reduction == "sum":

@@ -55,6 +55,10 @@ def _images(ways: int, shots: int, queries: int = 5) -> dict[str, int]:
     return {"ways": ways, "shots": shots, "queries": queries, "batch": 1}
 
 
+def _digits(shots: int, queries: int) -> dict[str, int]:
+    return {"tasks": 5, **_images(10, shots, queries)}
+
+
 def _sinusoids(**options: float) -> dict[str, Sizes]:
     """The sizes of the sinusoid studies, with a learner's outer rates."""
     shared: dict[str, Any] = {"options": options, "rates": (0.003, 0.01, 0.03)}
@@ -81,6 +85,12 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
         "quick": Sizes(150, 8, 200, (128,), _images(5, 5), decay="late"),
         "acceptance": Sizes(800, 2, 500, (128,), _images(20, 5), decay="late"),
         "full": Sizes(40_000, 2, 500, (128,), _images(20, 5), decay="late"),
+    },
+    ("mnist", "*"): {
+        "smoke": Sizes(20, 2, 20, (32,), _digits(2, 2), rate_episodes=4),
+        "quick": Sizes(150, 4, 200, (128,), _digits(5, 5), decay="late"),
+        "acceptance": Sizes(1500, 4, 500, (128,), _digits(10, 10), decay="late"),
+        "full": Sizes(20_000, 8, 500, (128,), _digits(20, 10), decay="late"),
     },
 }
 """(task family, learner or ``*``) -> preset -> sizes; a learner's own row comes before ``*``."""

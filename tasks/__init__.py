@@ -10,6 +10,7 @@ from typing import Any
 from metaplastic.errors import ConfigurationError, UnknownNameError
 from tasks.base import SPLITS, PoolTask, Split, Task
 from tasks.glyphs import Glyphs
+from tasks.mnist import Mnist
 from tasks.omniglot import Omniglot
 from tasks.sinusoid import Sinusoid
 
@@ -20,6 +21,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "glyphs-iid": partial(Glyphs, "iid"),
     "omniglot-continual": partial(Omniglot, "continual"),
     "omniglot-iid": partial(Omniglot, "iid"),
+    "mnist-continual": partial(Mnist, "continual"),
+    "mnist-iid": partial(Mnist, "iid"),
 }
 """Every named task; each takes its own options by keyword."""
 
@@ -46,6 +49,7 @@ __all__ = [
     "SPLITS",
     "TASKS",
     "Glyphs",
+    "Mnist",
     "Omniglot",
     "PoolTask",
     "Sinusoid",

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from metaplastic import Episodes, Learner, MetaGradient, Unrolled
 from metaplastic.evaluation import evaluate
+from metaplastic.hinge import Apply
 from metaplastic.inner_loop import Rollout, draw
 from metaplastic.learner import ROLES
-from metaplastic.signals import Presentation, State, Teacher
+from metaplastic.signals import LocalSignals, Presentation, State, Teacher
 
 STEPS = (3e-5, 1e-5, 1e-6)
 """Widths tried for a central difference: the best one is free of kinks and of cancellation."""
@@ -110,6 +111,32 @@ def show(learner: Learner, xs: Tensor, ys: Tensor, state: State | None = None) -
     return state
 
 
+class Hear(Apply):
+    """The learn of the inner loop, keeping what was sent: ``calls`` in order, ``heard`` by name."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__(dict(learner.rules.items()))  # type: ignore[arg-type]
+        self.calls: list[dict[str, LocalSignals]] = []
+
+    def __call__(self, state: State, signals: dict[str, LocalSignals]) -> State:
+        self.calls.append(signals)
+        return super().__call__(state, signals)
+
+    @property
+    def heard(self) -> dict[str, LocalSignals]:
+        return {name: seen for signals in self.calls for name, seen in signals.items()}
+
+
+def heard(
+    learner: Learner, shown: Presentation, state: State | None = None
+) -> dict[str, LocalSignals]:
+    """What every plastic group sees in one presentation."""
+    state = learner.start(shown.x.shape[0]) if state is None else state
+    hear = Hear(learner)
+    learner.credit.present(learner.network, state, shown, hear)
+    return hear.heard
+
+
 def final_weights(learner: Learner, episodes: Episodes) -> dict[str, Tensor]:
     """Weights of the plastic groups after the stream, {group: (E, n_out, n_in)}, all at once."""
     rollout = Rollout(learner, episodes, draw(learner, episodes, seeded()))
@@ -175,8 +202,9 @@ def unit_direction(learner: Learner, seed: int, pattern: str = "") -> dict[str, 
     return {name: d / length for name, d in found.items()}
 
 
-def query_loss(learner: Learner, episodes: Episodes) -> float:
-    return float(evaluate(learner, episodes).loss.mean())
+def query_loss(learner: Learner, episodes: Episodes, seed: int | None = None) -> float:
+    generator = None if seed is None else seeded(seed)
+    return float(evaluate(learner, episodes, generator=generator).loss.mean())
 
 
 def central_difference(
@@ -200,12 +228,17 @@ def slope_error(
     episodes: Episodes,
     direction: dict[str, Tensor],
     gradient: dict[str, Tensor],
+    seed: int | None = None,
 ) -> float:
-    """Relative error of a meta-gradient along a direction, against central differences."""
+    """Relative error of a meta-gradient along a direction, against central differences; ``seed`` of
+    what chance decides in the episodes.
+    """
     analytic = float(sum((gradient[n] * d).sum() for n, d in direction.items()))
 
     def error(h: float) -> float:
-        numeric = central_difference(learner, direction, h, lambda: query_loss(learner, episodes))
+        numeric = central_difference(
+            learner, direction, h, lambda: query_loss(learner, episodes, seed)
+        )
         return abs(numeric - analytic) / max(abs(analytic), 1e-12)
 
     return min(error(h) for h in STEPS)

@@ -1,5 +1,13 @@
 """How a teaching signal reaches each synapse group."""
 
+from metaplastic.credit.alignment import FeedbackAlignment as FeedbackAlignment
+from metaplastic.credit.alignment import KolenPollack as KolenPollack
+from metaplastic.credit.alignment import WeightMirror as WeightMirror
 from metaplastic.credit.backprop import Backprop as Backprop
 from metaplastic.credit.base import CreditAssignment as CreditAssignment
 from metaplastic.credit.direct_feedback import DirectFeedback as DirectFeedback
+from metaplastic.credit.layerwise import LayerwiseFeedback as LayerwiseFeedback
+from metaplastic.credit.neuromodulation import Neuromodulation as Neuromodulation
+from metaplastic.credit.random_target import DirectRandomTarget as DirectRandomTarget
+from metaplastic.credit.sign_symmetry import SignSymmetry as SignSymmetry
+from metaplastic.credit.unsupervised import Unsupervised as Unsupervised

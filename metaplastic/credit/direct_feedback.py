@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from metaplastic.credit.base import CreditAssignment
-from metaplastic.errors import CompatibilityError, ConfigurationError, check_choice
+from metaplastic.credit.base import CreditAssignment, Needs
+from metaplastic.errors import ConfigurationError, check_choice
 from metaplastic.networks import LayeredNetwork, Network
-from metaplastic.networks.base import he_normal
 from metaplastic.networks.layer import Layer
-from metaplastic.signals import Kind, Learn, Origin, Presentation, State, SynapseGroup
+from metaplastic.signals import (
+    Kind,
+    Learn,
+    Origin,
+    Presentation,
+    State,
+    SynapseGroup,
+    Teacher,
+)
 
 OutputSignal = Literal["clamp", "feedback"]
 
@@ -59,10 +66,8 @@ class DirectFeedback(CreditAssignment):
         detach_error: bool = False,
         scale: float = 1.0,
     ) -> None:
-        super().__init__()
-        check_choice(
-            signal=(signal, Kind), weights=(weights, Origin), output=(output, OutputSignal)
-        )
+        super().__init__(weights, scale)
+        check_choice(signal=(signal, Kind), output=(output, OutputSignal))
         if depth < 1 or (depth > 1 and width is None):
             raise ConfigurationError(
                 f"depth must be at least 1, and depth > 1 needs width=; got depth={depth}, "
@@ -70,27 +75,14 @@ class DirectFeedback(CreditAssignment):
             )
         self.signal: Kind = signal
         self.depth, self.width = depth, width
-        self.learned, self.resampled = weights == "learned", weights == "resampled"
         self.rectify, self.bias, self.output = rectify, bias, output
-        self.detach_error, self.scale = detach_error, scale
-        self._groups: dict[str, SynapseGroup] = {}
+        self.detach_error = detach_error
 
-    def bind(self, network: Network, plastic: frozenset[str], generator: torch.Generator) -> Self:
-        own = super().bind(network, plastic, generator)
-        if not isinstance(network, LayeredNetwork):
-            raise CompatibilityError(f"DirectFeedback needs a LayeredNetwork, got {network}.")
-        own._groups = {
-            group.name: group
-            for layer in network.layers
-            if not plastic.isdisjoint(layer.names)
-            for group in self._maps(network, layer)
-        }
-        for name, value in own.draw(generator).items():
-            if self.learned:
-                own.register_parameter(name, nn.Parameter(value))
-            else:
-                own.register_buffer(name, value)
-        return own
+    def feedback_groups(self, network: Network, needs: Needs) -> Iterator[SynapseGroup]:
+        assert isinstance(network, LayeredNetwork)
+        for layer in network.layers:
+            if not needs.keys().isdisjoint(layer.names):
+                yield from self._maps(network, layer)
 
     def _maps(self, network: LayeredNetwork, layer: Layer) -> list[SynapseGroup]:
         """The feedback groups of one layer, from the output's side."""
@@ -103,30 +95,25 @@ class DirectFeedback(CreditAssignment):
             ends = {"weight": sizes[j], "bias": 1} if self.bias else {"weight": sizes[j]}
             for kind, n_in in ends.items():
                 name = f"{layer.name}_feedback{j + 1}" + ("_bias" if kind == "bias" else "")
-                place = {"position": layer.index, "layers": len(network.layers)}
-                group = SynapseGroup(name, sizes[j + 1], n_in, "feedback", taught=False, **place)
+                place = layer.index, len(network.layers)
+                group = SynapseGroup(name, sizes[j + 1], n_in, "feedback", *place, taught=False)
                 found.append(group)
         return found
 
-    def groups(self) -> dict[str, SynapseGroup]:
-        return dict(self._groups)
+    @property
+    def kind(self) -> Kind:
+        """How the synapses are to read what arrives."""
+        return self.signal
 
-    def weights(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in self._groups}
+    def top(self, teacher: Teacher, output: Tensor) -> tuple[Tensor, Tensor]:
+        """What enters the feedback weights, and what a clamped last layer gets, (B, K) each."""
+        sent = teacher.target if self.signal == "target" else teacher.error(output)
+        sent = sent.detach() if self.detach_error else sent
+        return sent, sent
 
-    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return {
-            name: torch.zeros(g.n_out, 1)
-            if name.endswith("_bias")
-            else he_normal((g.n_out, g.n_in), generator) * self.scale
-            for name, g in self._groups.items()
-        }
-
-    def feedback(self, layer: Layer, weights: dict[str, Tensor], top: Tensor) -> Tensor:
+    def feedback(self, layer: Layer, weights: dict[str, Tensor], sent: Tensor) -> Tensor:
         """The teaching signal of one layer, (B, K) -> (N, n_out)."""
-        if f"{layer.name}_feedback1" not in self._groups:
-            return top
-        r = top
+        r = sent
         for j in range(1, self.depth + 1):
             r = r @ weights[f"{layer.name}_feedback{j}"].mT
             if self.bias:
@@ -138,21 +125,20 @@ class DirectFeedback(CreditAssignment):
         self, network: Network, state: State, presentation: Presentation, learn: Learn
     ) -> State:
         assert isinstance(network, LayeredNetwork)
-        weights, teacher = state["weights"], presentation.teacher
+        weights = state["weights"]
         output, activities = network.run(presentation.x, weights)
-        top = teacher.target if self.signal == "target" else teacher.error(output)
-        if self.detach_error:
-            top = top.detach()
+        sent, clamped = self.top(presentation.teacher, output)
         signals = {}
         for layer in network.layers:
             if learn.needs.keys().isdisjoint(layer.names):
                 continue
+            fed = f"{layer.name}_feedback1" in self._groups
             signals |= network.signals(
                 layer,
                 activities[layer.index],
                 learn.needs,
-                teaching=self.feedback(layer, weights, top),
-                kind=self.signal,
+                teaching=self.feedback(layer, weights, sent) if fed else clamped,
+                kind=self.kind,
                 weight=presentation.weight,
             )
         return learn(state, signals)

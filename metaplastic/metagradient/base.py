@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaplastic.episodes import Episodes
 from metaplastic.errors import REMEDY
+from metaplastic.inner_loop import Draws, Rollout
 from metaplastic.learner import Learner
 
 
@@ -64,3 +65,15 @@ def accumulate(parameters: list[torch.nn.Parameter], gradients: list[Tensor]) ->
     """Add gradients to ``.grad``."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+@torch.no_grad()
+def locate(learner: Learner, episodes: Episodes, draws: Draws, index: int) -> Divergence:
+    """Run one episode again, without a graph, up to where it leaves the finite numbers."""
+    rollout = Rollout(learner, episodes[[index]], draws[[index]])
+    for step in range(episodes.presentations):
+        rollout.advance(step, step + 1)
+        for group, finite in rollout.finite_groups().items():
+            if not bool(finite.all()):
+                return Divergence(index, step, group)
+    return Divergence(index, None, None, "query loss")

@@ -12,7 +12,7 @@ from metaplastic.errors import ConfigurationError, check_choice
 from metaplastic.evaluation import query_scores
 from metaplastic.inner_loop import Batching, Draws, Rollout, chunks, draw
 from metaplastic.learner import Learner
-from metaplastic.metagradient.base import Divergence, MetaGradient, Outcome, accumulate
+from metaplastic.metagradient.base import Divergence, MetaGradient, Outcome, accumulate, locate
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Unrolled(MetaGradient):
         good = (loss.detach().isfinite() & (loss.detach() < self.limit)).tolist()
         if not all(good):
             bad = [i for i, fine in zip(indices, good, strict=True) if not fine]
-            total.diverged += [self._locate(learner, episodes, draws, i) for i in bad]
+            total.diverged += [locate(learner, episodes, draws, i) for i in bad]
             self._add(learner, episodes, draws, [i for i in indices if i not in bad], total)
             return
         gradients = _gradients(loss.sum(), total.parameters)
@@ -109,17 +109,6 @@ class Unrolled(MetaGradient):
             last = min(first + size, count)
             rollout.advance(first, last, checkpointed=self.checkpoint_every is not None)
         return query_scores(rollout)
-
-    def _locate(self, learner: Learner, episodes: Episodes, draws: Draws, index: int) -> Divergence:
-        """Run one episode again, without a graph, up to where it leaves the finite numbers."""
-        with torch.no_grad():
-            rollout = Rollout(learner, episodes[[index]], draws[[index]])
-            for step in range(episodes.presentations):
-                rollout.advance(step, step + 1)
-                for group, finite in rollout.finite_groups().items():
-                    if not bool(finite.all()):
-                        return Divergence(index, step, group)
-        return Divergence(index, None, None, "query loss")
 
 
 def _gradients(loss: Tensor, parameters: list[torch.nn.Parameter]) -> tuple[Tensor, ...]:

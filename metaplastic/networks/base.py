@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from metaplastic.signals import State, SynapseGroup
+from metaplastic.errors import CompatibilityError
+from metaplastic.signals import LocalSignals, Presentation, State, SynapseGroup
+
+Needs = Mapping[str, frozenset[str]]
+"""The plastic groups, and the optional signals that each one's rule asked for."""
+
+
+def he_scale(n_in: int) -> float:
+    """sqrt(2 / n_in), the standard deviation that keeps the scale of ReLUs (He et al. 2015)."""
+    return math.sqrt(2.0 / n_in)
 
 
 def he_normal(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """(n_out, n_in) normal weights of variance 2 / n_in, drawn on the CPU (He et al. 2015)."""
+    """(n_out, n_in) normal weights of that standard deviation, drawn on the CPU."""
     draw = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return (draw * math.sqrt(2.0 / shape[1])).to(torch.get_default_dtype())
+    return (draw * he_scale(shape[1])).to(torch.get_default_dtype())
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a network does while an example is shown and nobody teaches."""
+
+    output: Tensor
+    """(B, K)"""
+    signals: dict[str, LocalSignals]
+    """What the plastic groups see."""
+    state: State
+    """The network's own state afterwards."""
 
 
 class Network(nn.Module, ABC):
@@ -26,6 +49,8 @@ class Network(nn.Module, ABC):
 
     outputs: int
     """K, the number of output units."""
+    provides: frozenset[str] = frozenset()
+    """The optional fields of LocalSignals that ``observe`` can fill in."""
 
     @abstractmethod
     def groups(self) -> dict[str, SynapseGroup]:
@@ -47,11 +72,31 @@ class Network(nn.Module, ABC):
         """What does not change within an episode, computed once: (B, *) -> (B, *)."""
         return x
 
-    def start(self, weights: dict[str, Tensor]) -> State:
-        """The network's own state at the beginning of an episode, {} where it has none."""
-        del weights
+    def start(self, weights: dict[str, Tensor], batch: int) -> State:
+        """The network's own state at the beginning of an episode of B examples at a time, {} where
+        it has none.
+        """
+        del weights, batch
         return {}
 
     @abstractmethod
-    def forward(self, features: Tensor, weights: dict[str, Tensor]) -> Tensor:
-        """Output of features (B, *) under ``weights``: (B, K)."""
+    def forward(
+        self, features: Tensor, weights: dict[str, Tensor], state: State | None = None
+    ) -> Tensor:
+        """Output of features (B, *) under ``weights``, from ``state`` (as at the beginning of an
+        episode where it is None), which stays as it is: (B, K).
+        """
+
+    def observe(
+        self, presentation: Presentation, weights: dict[str, Tensor], state: State, needs: Needs
+    ) -> Observation:
+        """One presentation without teaching: what the plastic groups see, and how the network's own
+        state moves.
+
+        Raises:
+            CompatibilityError: for a network that does not say it.
+        """
+        raise CompatibilityError(
+            f"{type(self).__name__} does not say what its synapses see when nobody teaches: take a "
+            "credit made for it, or give it an `observe`."
+        )

@@ -75,6 +75,10 @@ class Layer:
         columns = error.reshape(-1, self.sites, error.shape[-1]).mT
         return F.fold(columns, self.in_shape[1:], *self._window)
 
+    def per_row(self, weight: Tensor | None) -> Tensor | None:
+        """One number for each example, (B, 1), as one for each row, (N, 1)."""
+        return None if weight is None else weight.expand(-1, self.sites).reshape(-1, 1)
+
     def to_units(self, rows: Tensor) -> Tensor:
         """Synapse view (N, n_out) -> unit view (B, *)."""
         if self.sites == 1 and len(self.unit_shape) == 1:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from metaplastic.errors import ConfigurationError, DataError, ShapeError, UnsupportedLayerError
-from metaplastic.networks.base import Network, he_normal
+from metaplastic.networks.base import Needs, Network, Observation, he_normal
 from metaplastic.networks.layer import Layer, LayerActivity, shape_after, unit_shape
-from metaplastic.networks.transforms import SLOPES, Transform, transform, without_inplace
-from metaplastic.signals import Kind, LocalSignals, SynapseGroup
+from metaplastic.networks.transforms import SLOPES, Flatten, Transform, transform, without_inplace
+from metaplastic.signals import Kind, LocalSignals, Presentation, State, SynapseGroup
 
 
 class LayeredNetwork(Network):
@@ -180,42 +180,65 @@ class LayeredNetwork(Network):
             x = path[-1]
         return x, tuple(activities)
 
-    def forward(self, features: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    def forward(
+        self, features: Tensor, weights: dict[str, Tensor], state: State | None = None
+    ) -> Tensor:
+        del state
         return self.run(features, weights)[0]
 
-    def backward(
-        self, index: int, error: Tensor, matrix: Tensor, activity: LayerActivity
-    ) -> Tensor:
-        """Error at the potentials of layer ``index`` (N, n_out), sent down through ``matrix``
-        (n_out, n_in), arrives at the activity of the layer below, whose ``activity`` is given:
-        (N', n_out'). With the layer's own weights this is backpropagation.
+    provides = frozenset({"gain"})
+
+    def observe(
+        self, presentation: Presentation, weights: dict[str, Tensor], state: State, needs: Needs
+    ) -> Observation:
+        output, activities = self.run(presentation.x, weights)
+        signals = {}
+        for layer, activity in zip(self.layers, activities, strict=True):
+            signals |= self.signals(layer, activity, needs, weight=presentation.weight)
+        return Observation(output, signals, state)
+
+    def backward(self, index: int, error: Tensor, activity: LayerActivity) -> Tensor:
+        """Error at the input of layer ``index``, (B, *), arrives at the activity of the layer
+        below, whose ``activity`` is given: (N, n_out).
         """
         below = self.layers[index - 1]
-        unit_error = self.layers[index].fold(error @ matrix)
         for i in reversed(range(len(below.transforms))):
-            unit_error = below.transforms[i].transpose(
-                activity.path[i],
-                activity.path[i + 1],
-                unit_error.reshape(activity.path[i + 1].shape),
+            error = below.transforms[i].transpose(
+                activity.path[i], activity.path[i + 1], error.reshape(activity.path[i + 1].shape)
             )
-        return below.to_rows(unit_error)
+        return below.to_rows(error)
+
+    def slope_below(self, index: int, activities: tuple[LayerActivity, ...]) -> Tensor | None:
+        """Slopes of the activation function of the units that layer ``index`` sees, (B, *); None
+        for inputs and where something with a slope of its own stands between.
+        """
+        below = self.layers[index - 1]
+        if index == 0 or not all(isinstance(t, Flatten) for t in below.transforms):
+            return None
+        slope = below.to_units(below.gain(activities[index - 1]))
+        return slope.reshape(-1, *self.layers[index].in_shape)
 
     def signals(
         self,
         layer: Layer,
         activity: LayerActivity,
-        needs: dict[str, frozenset[str]],
+        needs: Needs,
         *,
         teaching: Tensor | None = None,
         kind: Kind = "error",
+        pre_teaching: Tensor | None = None,
+        modulator: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> dict[str, LocalSignals]:
-        """What the plastic groups of one layer see; ``teaching`` (N, n_out), ``weight`` (B, 1)."""
+        """What the plastic groups of one layer see; ``teaching`` (N, n_out), ``pre_teaching``
+        (N, n_in), ``modulator`` (B, 1), ``weight`` (B, 1). The presynaptic unit of a bias, which is
+        always 1, has no error.
+        """
         found = {}
-        if weight is not None:
-            weight = weight.expand(-1, layer.sites).reshape(-1, 1)
+        weight, modulator = layer.per_row(weight), layer.per_row(modulator)
         ones = torch.ones_like(activity.post[:, :1])
-        for name, pre in zip(layer.names, (activity.pre, ones), strict=True):
+        ends = (activity.pre, pre_teaching), (ones, torch.zeros_like(ones))
+        for name, (pre, error) in zip(layer.names, ends, strict=True):
             asked = needs.get(name)
             if asked is None:
                 continue
@@ -225,6 +248,8 @@ class LayeredNetwork(Network):
                 teaching=teaching if "teaching" in asked else None,
                 kind=kind,
                 gain=layer.gain(activity) if "gain" in asked else None,
+                pre_teaching=error if "pre_teaching" in asked else None,
+                modulator=modulator if "modulator" in asked else None,
                 weight=weight,
                 sites=layer.sites,
             )

@@ -9,27 +9,34 @@ from metaplastic.errors import ConfigurationError
 from metaplastic.rules.base import PlasticityRule
 from metaplastic.signals import SynapseGroup
 
+Rules = PlasticityRule | Mapping[str, PlasticityRule | None] | None
+"""One rule for every weight matrix, rules by pattern, or None."""
+
+
+def by_pattern(rule: Rules) -> dict[str, PlasticityRule | None]:
+    """Rules by pattern: one that stands alone is for ``role:weight``; None is for nothing."""
+    if rule is None:
+        return {}
+    return {"role:weight": rule} if isinstance(rule, PlasticityRule) else dict(rule)
+
 
 def assign_rules(
-    rule: PlasticityRule | Mapping[str, PlasticityRule | None] | None,
+    patterns: Mapping[str, PlasticityRule | None],
     groups: Mapping[str, SynapseGroup],
     *,
     strict: bool = True,
-) -> dict[str, PlasticityRule]:
-    """The rule of every plastic group, by name.
+) -> dict[str, str]:
+    """The pattern of every plastic group, by name.
 
     Patterns are tried in the order given, and the first match wins: ``role:bias``,
-    ``position:last``, ``position:first``, ``position:2``, ``name:layer3_*`` or ``*``. A rule that
-    stands alone means ``{"role:weight": rule}``; None means that nothing is plastic.
+    ``position:last``, ``position:first``, ``position:2``, ``name:layer3_*`` or ``*``. A group that
+    has a twin goes with it.
 
     Raises:
         ConfigurationError: for a pattern that is malformed or, when ``strict``, matches no group
             that gets signals.
     """
-    if rule is None:
-        return {}
-    patterns = {"role:weight": rule} if isinstance(rule, PlasticityRule) else dict(rule)
-    taught = {name: group for name, group in groups.items() if group.taught}
+    taught = {name: group for name, group in groups.items() if group.taught and group.twin is None}
     matches = {p: {n for n, g in taught.items() if _matches(p, g)} for p in patterns}
     for pattern, names in matches.items():
         if strict and not names and patterns[pattern] is not None:
@@ -40,10 +47,10 @@ def assign_rules(
     found = {}
     for name in taught:
         pattern = next((p for p in patterns if name in matches[p]), None)
-        chosen = None if pattern is None else patterns[pattern]
-        if chosen is not None:
-            found[name] = chosen
-    return found
+        if pattern is not None and patterns[pattern] is not None:
+            found[name] = pattern
+    twins = {name: group.twin for name, group in groups.items() if group.twin in found}
+    return found | {name: found[str(twin)] for name, twin in twins.items()}
 
 
 def _matches(pattern: str, group: SynapseGroup) -> bool:

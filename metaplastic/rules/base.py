@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import Literal, Self
 
 from torch import Tensor, nn
 
+from metaplastic.described import Described
 from metaplastic.rules.coefficient import Coefficient
 from metaplastic.signals import LocalSignals, SynapseGroup
 
 Traces = dict[str, Tensor]
 
 
-class PlasticityRule(nn.Module, ABC):
+class PlasticityRule(Described, nn.Module, ABC):
     """What one synapse group does with what reaches it: a pure function of local signals.
 
     The lifetime: the user's rule is a template. ``bind`` makes one for each plastic group;
@@ -22,10 +23,13 @@ class PlasticityRule(nn.Module, ABC):
     the traces; ``update`` runs at every presentation and sees nothing but its arguments.
 
     ``needs`` names the optional fields of LocalSignals that ``update`` reads; a credit computes no
-    others.
+    others. ``scope`` says what a synapse's change may depend on: ``"synapse"``, its own two units
+    and its own weight, or ``"group"``, also other synapses of its matrix (a sum over a neuron's
+    outputs, a normalisation).
     """
 
     needs: frozenset[str] = frozenset()
+    scope: Literal["synapse", "group"] = "synapse"
 
     def bind(self, group: SynapseGroup) -> Self:
         """This rule with coefficients of its own for ``group``."""

@@ -11,7 +11,7 @@ from metaplastic.signals import LocalSignals, Reduction
 
 
 class Delta(PlasticityRule):
-    """Error times slope times presynaptic activity: dW = rate o <(error o gain) x^T>.
+    """Error times slope times presynaptic activity: dW = rate o <(error o gain) x^T> - decay o W.
 
     With errors by backpropagation this is gradient descent.
 
@@ -22,6 +22,8 @@ class Delta(PlasticityRule):
         derivative: whether the error is multiplied by the slope of the activation function.
         reduction: ``"examples"`` (mean over examples, as the gradient of a mean loss), ``"sum"``
             or ``"positions"``.
+        decay: share of the weight lost at each presentation, 0..1: a fixed number, or a Coefficient
+            of your own.
     """
 
     def __init__(
@@ -32,9 +34,14 @@ class Delta(PlasticityRule):
         learned: bool = False,
         derivative: bool = True,
         reduction: Reduction = "examples",
+        decay: float | Coefficient = 0.0,
     ) -> None:
         super().__init__()
         check_choice(reduction=(reduction, Reduction))
+        if not isinstance(decay, Coefficient):
+            decay = Coefficient(decay, bound="sigmoid", learned=False, role="control")
+        self.decay = decay
+        self._decays = decay.learned or decay.value != 0.0
         if not isinstance(rate, Coefficient):
             rate = Coefficient(
                 rate, granularity=granularity, bound="exp", learned=learned, role="control"
@@ -51,9 +58,10 @@ class Delta(PlasticityRule):
         traces: Traces,
         coefficients: dict[str, Tensor],
     ) -> tuple[Tensor, Traces]:
-        del weight
         error = signals.error
         if signals.gain is not None:
             error = error * signals.gain
-        change = signals.correlate(error, signals.pre, self.reduction)
-        return coefficients["rate"] * change, traces
+        change = coefficients["rate"] * signals.correlate(error, signals.pre, self.reduction)
+        if self._decays:
+            change = change - coefficients["decay"] * weight
+        return change, traces

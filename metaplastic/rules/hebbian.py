@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from metaplastic.errors import check_choice
 from metaplastic.rules.base import PlasticityRule, Traces
 from metaplastic.rules.coefficient import Coefficient, Granularity
+from metaplastic.rules.mixing import mix_coefficient, mix_needs, mixed
 from metaplastic.signals import LocalSignals, Reduction
 
 
@@ -52,12 +52,10 @@ class Hebb(PlasticityRule):
             plasticity = Coefficient(
                 plasticity, granularity=granularity, bound="tanh" if bounded else "none"
             )
-        if not isinstance(mix, Coefficient):
-            mix = Coefficient(mix, bound="sigmoid" if bounded else "none", role="mixing")
-        self.plasticity, self.mix = plasticity, mix
+        self.plasticity = plasticity
+        self.mix = mix_coefficient(mix, "sigmoid" if bounded else "none")
         self.bounded, self.multiplier, self.fan_in = bounded, multiplier, fan_in
-        silent = not mix.learned and mix.value == 0.0
-        self.needs = frozenset() if silent else frozenset({"teaching"})
+        self.needs = mix_needs(self.mix)
 
     def update(
         self,
@@ -66,9 +64,7 @@ class Hebb(PlasticityRule):
         traces: Traces,
         coefficients: dict[str, Tensor],
     ) -> tuple[Tensor, Traces]:
-        z = signals.post
-        if signals.teaching is not None:
-            z = torch.lerp(z, signals.teaching, coefficients["mix"])  # exact at 0 and at 1
+        z = mixed(signals, coefficients["mix"])
         multiplier = self.multiplier / (signals.pre.shape[1] if self.fan_in else 1)
         energy = signals.average(z * z, self.reduction)
         # Factors of one neuron go into z, which is small, and not into dW.

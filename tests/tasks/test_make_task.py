@@ -9,8 +9,12 @@ from tasks import TASKS, make_task
 def test_every_task_is_named_as_in_the_table(tmp_path):
     (tmp_path / "omniglot").mkdir()
     (tmp_path / "omniglot" / "images_background_small1.zip").touch()
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (tmp_path / "MNIST" / "raw" / f"{part}-{kind}-ubyte").touch()
     for name in TASKS:
-        options = {"root": tmp_path} if name.startswith("omniglot") else {}
+        options = {"root": tmp_path} if name.startswith(("omniglot", "mnist")) else {}
         assert make_task(name, **options).name == name
 
 

@@ -1,0 +1,298 @@
+"""Learned rules as files, and their way into other networks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from metaplastic.credit import CreditAssignment
+from metaplastic.errors import RuleFileError, TransferError, check_choice
+from metaplastic.learner import Learner
+from metaplastic.networks import Network
+from metaplastic.objectives import Objective
+from metaplastic.rule_file import LearnedRule, Source, read_rule, rebuild, write_rule
+from metaplastic.rules import Coefficient, PlasticityRule
+from metaplastic.signals import Origin, SynapseGroup
+
+Policy = Literal["exact", "pool"]
+Action = Literal["exact", "pooled", "drawn", "initial"]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What became of one tensor of the new learner."""
+
+    group: str
+    """The synapse group."""
+    what: str
+    """``feedback``, or the name of a coefficient."""
+    action: Action
+    """``exact``: copied bit by bit; ``pooled``: the mean over the source group's synapses;
+    ``drawn``: fresh random feedback; ``initial``: the rule's first value, nothing to take."""
+    shape: tuple[int, ...]
+    source: str | None = None
+    """The group that it was taken from."""
+    source_shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What was done, tensor by tensor; as text it is a table."""
+
+    moved: tuple[Moved, ...]
+
+    def __str__(self) -> str:
+        head = ("group", "what", "done", "shape", "from", "its shape")
+        rows = [head] + [
+            (m.group, m.what, m.action, _size(m.shape), m.source or "", _size(m.source_shape))
+            for m in self.moved
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        cells = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows]
+        return "\n".join("  ".join(row).rstrip() for row in cells)
+
+
+def save_rule(
+    learner: Learner, path: str | Path, *, task: str | None = None, score: float | None = None
+) -> None:
+    """Write the learned rule to one safetensors file, atomically: what the rules and the credit
+    were made with, every coefficient, the feedback weights, and where they come from. The initial
+    weights stay behind.
+
+    Raises:
+        ConfigurationError: for a rule or credit with arguments that a file cannot hold.
+    """
+    write_rule(path, replace(_learned(learner), task=task, score=score))
+
+
+def load_rule(
+    path: str | Path,
+    for_network: Network | nn.Sequential | None = None,
+    *,
+    policy: Policy = "pool",
+    generator: torch.Generator | None = None,
+    known: Mapping[str, type] | None = None,
+) -> tuple[CreditAssignment, dict[str, PlasticityRule | None]]:
+    """The credit and the rules of a file, for ``Learner(network, *load_rule(path, network))``.
+
+    Args:
+        path: the file.
+        for_network: the network that they are to fit; see ``transfer`` for how. Without one they
+            come as templates, the feedback unbound and the coefficients at their first values.
+        policy: see ``transfer``.
+        generator: see ``transfer``.
+        known: rules and credits of your own by class name.
+
+    Raises:
+        RuleFileError: for a file that cannot be used.
+        TransferError: where the policy does not allow what the network would need.
+    """
+    learned = read_rule(path)
+    if for_network is None:
+        credit, rules, _ = rebuild(learned, known)
+        return credit, rules
+    # A copy, since a learner takes its network over.
+    learner, _ = transfer(
+        learned, copy.deepcopy(for_network), policy=policy, generator=generator, known=known
+    )
+    fixed = {p: None for p, r in learner.templates.items() if r is None}
+    named = {
+        f"name:{name}": rule
+        for name, rule in _rules(learner).items()
+        if learner.groups()[name].twin is None
+    }
+    return learner.credit, named | fixed
+
+
+def transfer(
+    source: Learner | LearnedRule | str | Path,
+    network: Network | nn.Sequential,
+    objective: Objective | None = None,
+    *,
+    policy: Policy = "pool",
+    initial: Origin = "learned",
+    generator: torch.Generator | None = None,
+    known: Mapping[str, type] | None = None,
+) -> tuple[Learner, TransferReport]:
+    """A learner on another network with the rule that ``source`` has learned.
+
+    A coefficient comes from the source's group of the same pattern and role that stands at the
+    nearest relative depth (the same name, where the depths agree). Where the shapes agree it is
+    copied bit by bit; else it is pooled: every synapse gets the mean over the source's. Feedback
+    weights are copied where name and shape agree, else drawn afresh.
+
+    Args:
+        source: a learner, a file or what ``read_rule`` made of it.
+        network: the network; it is used as it is, as by Learner.
+        objective: default the source's.
+        policy: ``"pool"`` as above; ``"exact"`` refuses everything that is not a copy.
+        initial: see Learner.
+        generator: draws feedback weights.
+        known: rules and credits of your own by class name.
+
+    Raises:
+        RuleFileError: for a file that cannot be used.
+        TransferError: under ``"exact"``, naming the group and the shapes.
+    """
+    learned = _learned(source)
+    credit, rules, own_objective = rebuild(learned, known)
+    learner = Learner(
+        network, credit, rules, objective or own_objective, initial=initial, generator=generator
+    )
+    return learner, load_into(learner, learned, policy=policy)
+
+
+def load_into(
+    learner: Learner, source: Learner | LearnedRule | str | Path, *, policy: Policy = "pool"
+) -> TransferReport:
+    """Give a learner the coefficients and feedback weights of ``source``, as ``transfer`` does; its
+    rules and credit must be of the same kinds.
+
+    Raises:
+        RuleFileError: for a file that cannot be used, or one of other rules; the learner is then
+            as it was, as it is after a TransferError.
+    """
+    check_choice(policy=(policy, Policy))
+    learned = _learned(source)
+    _check_kinds(learner, learned)
+    planned = _plan_coefficients(learner, learned) + _plan_feedback(learner, learned)
+    if policy == "exact":
+        for moved, _ in planned:
+            if moved.action != "exact":
+                raise TransferError(
+                    f"{moved.what} of {moved.group} is {_size(moved.shape)} and the learned rule "
+                    f"has {_size(moved.source_shape) or 'none'}"
+                    f"{'' if moved.source is None else f' in {moved.source}'}: policy='pool' would "
+                    f"have it {moved.action}."
+                )
+    for moved, value in planned:
+        if value is not None and moved.what == "feedback":
+            with torch.no_grad():
+                learner.credit.weights()[moved.group].copy_(value)
+        elif value is not None:
+            coefficient = _coefficients(_rules(learner)[moved.group])[moved.what]
+            if moved.action == "exact":
+                with torch.no_grad():
+                    coefficient.raw.copy_(value)
+            else:
+                coefficient.assign(coefficient.value_of(value).mean())
+    return TransferReport(tuple(moved for moved, _ in planned))
+
+
+Plan = list[tuple[Moved, Tensor | None]]
+
+
+def _plan_coefficients(learner: Learner, learned: LearnedRule) -> Plan:
+    plan: Plan = []
+    groups = learner.groups()
+    for name, rule in _rules(learner).items():
+        origin = _nearest(groups[name], learner.patterns[name], learned)
+        for what, coefficient in _coefficients(rule).items():
+            shape = tuple(coefficient.raw.shape)
+            if origin is None:
+                plan.append((Moved(name, what, "initial", shape), None))
+                continue
+            value = learned.coefficients[origin][what]
+            action = "exact" if value.shape == coefficient.raw.shape else "pooled"
+            moved = Moved(name, what, action, shape, origin, tuple(value.shape))
+            plan.append((moved, value))
+    return plan
+
+
+def _plan_feedback(learner: Learner, learned: LearnedRule) -> Plan:
+    plan: Plan = []
+    if learner.credit.resampled:
+        return plan
+    for name, own in learner.credit.weights().items():
+        value = learned.feedback.get(name)
+        fits = value is not None and value.shape == own.shape
+        source = None if value is None else name
+        source_shape = None if value is None else tuple(value.shape)
+        action: Action = "exact" if fits else "drawn"
+        moved = Moved(name, "feedback", action, tuple(own.shape), source, source_shape)
+        plan.append((moved, value if fits else None))
+    return plan
+
+
+def _nearest(group: SynapseGroup, pattern: str, learned: LearnedRule) -> str | None:
+    """The source's plastic group that stands nearest, None where no group has the pattern."""
+    found = {
+        name: source
+        for name, source in learned.groups.items()
+        if name in learned.coefficients and source.pattern == pattern
+    }
+    same = {name: source for name, source in found.items() if source.role == group.role} or found
+    return min(same, key=lambda n: abs(_depth(same[n]) - _depth(group)), default=None)
+
+
+def _depth(group: SynapseGroup) -> float:
+    """0 at the input side, 1 at the output."""
+    return group.position / max(1, group.layers - 1)
+
+
+def _check_kinds(learner: Learner, learned: LearnedRule) -> None:
+    own = {p: None if r is None else r["type"] for p, r in learner.templates.items()}
+    given = {p: None if r is None else r["type"] for p, r in learned.rules.items()}
+    kinds = {type(learner.credit).__name__, *(k for k in own.values() if k)}
+    other = {learned.credit["type"], *(k for k in given.values() if k)}
+    names = {
+        pattern: {
+            n
+            for name, c in learned.coefficients.items()
+            for n in c
+            if learned.groups[name].pattern == pattern
+        }
+        for pattern in given
+    }
+    fits = own == given and learned.credit["type"] == type(learner.credit).__name__
+    for name, rule in _rules(learner).items():
+        pattern = learner.patterns[name]
+        fits = fits and (not names[pattern] or names[pattern] == _coefficients(rule).keys())
+    if not fits:
+        raise RuleFileError(
+            f"the learned rule is of {', '.join(sorted(other))} under {sorted(given)}; the learner "
+            f"has {', '.join(sorted(kinds))} under {sorted(own)}: build it with the same rules, or "
+            "let transfer() build it."
+        )
+
+
+def _learned(source: Learner | LearnedRule | str | Path) -> LearnedRule:
+    if isinstance(source, str | Path):
+        return read_rule(source)
+    if isinstance(source, LearnedRule):
+        return source
+    feedback = {} if source.credit.resampled else source.credit.weights()
+    groups = source.groups()
+    return LearnedRule(
+        credit=source.credit.describe(),
+        rules=source.templates,
+        objective={"type": type(source.objective).__name__, **asdict(source.objective)},
+        groups={
+            name: Source(**asdict(group), pattern=source.patterns.get(name))
+            for name, group in groups.items()
+            if name in source.rules or name in feedback
+        },
+        coefficients={
+            name: {n: c.raw.detach() for n, c in _coefficients(rule).items()}
+            for name, rule in _rules(source).items()
+        },
+        feedback={name: value.detach() for name, value in feedback.items()},
+    )
+
+
+def _rules(learner: Learner) -> dict[str, PlasticityRule]:
+    return {n: r for n, r in learner.rules.items() if isinstance(r, PlasticityRule)}
+
+
+def _coefficients(rule: PlasticityRule) -> dict[str, Coefficient]:
+    return {n: c for n, c in rule.named_children() if isinstance(c, Coefficient)}
+
+
+def _size(shape: tuple[int, ...] | None) -> str:
+    return "" if shape is None else "x".join(map(str, shape))
