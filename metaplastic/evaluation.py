@@ -43,7 +43,7 @@ def evaluate(
 ) -> Evaluation:
     """Run E episodes without a graph and score them; ``generator`` draws what is resampled."""
     draws = draw(learner, episodes, generator)
-    blocks, tasks = _blocks(episodes), _task_count(episodes)
+    blocks, tasks = task_blocks(episodes), task_count(episodes)
     with torch.no_grad():
         parts = [
             _score(learner, episodes[chunk], draws[chunk], blocks, tasks)
@@ -68,10 +68,10 @@ def _score(
         for first, last, task in blocks:
             rollout.advance(first, last)
             right_after.append(
-                [None if t is None else t[:, task] for t in _by_task(rollout, tasks)]
+                [None if t is None else t[:, task] for t in scores_by_task(rollout, tasks)]
             )
     loss, accuracy = query_scores(rollout)
-    task_loss, task_accuracy = _by_task(rollout, tasks)
+    task_loss, task_accuracy = scores_by_task(rollout, tasks)
     forgetting = None
     if len(right_after) > 1:
         final, column, sign = (
@@ -111,7 +111,7 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
     return (values * weight).sum(1) / torch.where(total > 0, total, 1.0)
 
 
-def _by_task(rollout: Rollout, count: int) -> tuple[Tensor | None, Tensor | None]:
+def scores_by_task(rollout: Rollout, count: int) -> tuple[Tensor | None, Tensor | None]:
     """Loss and accuracy of each task's queries, (E, K)."""
     tasks = rollout.episodes.query_task
     if tasks is None:
@@ -124,13 +124,13 @@ def _by_task(rollout: Rollout, count: int) -> tuple[Tensor | None, Tensor | None
     return by_task, None if right is None else _mean(right.unsqueeze(-1), member)
 
 
-def _task_count(episodes: Episodes) -> int:
+def task_count(episodes: Episodes) -> int:
     """K: one more than the highest task label."""
     labels = [t for t in (episodes.support_task, episodes.query_task) if t is not None]
     return max((int(t.max()) + 1 for t in labels), default=0)
 
 
-def _blocks(episodes: Episodes) -> Blocks | None:
+def task_blocks(episodes: Episodes) -> Blocks | None:
     """(first, last, task) of each contiguous run of presentations of one task, if all episodes
     agree on them.
     """

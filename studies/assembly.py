@@ -15,7 +15,7 @@ from metaplastic.recipes import recipe
 from metaplastic.seeds import streams
 from metaplastic.training import MetaTraining
 from studies.config import RunConfig, make_metagradient
-from studies.networks import build_network
+from studies.networks import build_architecture, build_network
 from tasks import Omniglot, Task, make_task
 
 LATE = 0.7
@@ -51,7 +51,12 @@ def make_learner(config: RunConfig, task: Task, device: torch.device) -> Learner
     """The learner of a run, drawn from its seed. Learners of one seed share their first weights."""
     named = recipe(config.learner)
     generators = streams(config.seed)
-    network = build_network(task, named, config.hidden, generators["initial"], config.feature_norm)
+    if config.arch:
+        network = build_architecture(config.arch, task, generators["initial"])
+    else:
+        network = build_network(
+            task, named, config.hidden, generators["initial"], config.feature_norm
+        )
     options = named.configure(config.options)
     return named.build(network, task.objective, options, generators["feedback"]).to(device)
 

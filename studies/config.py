@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metaplastic.errors import CheckpointError, ConfigurationError, UnknownNameError
-from metaplastic.metagradient import MetaGradient, Unrolled
+from metaplastic.metagradient import Evolution, MetaGradient, Unrolled
 from metaplastic.recipes import Recipe, recipe
 from studies.presets import sizes
 from tasks import TASKS
@@ -21,8 +21,9 @@ METAGRADIENTS: dict[str, str | None] = {
     "unrolled-checkpoint": "checkpoint_every",
     "truncated": "truncate",
     "first-order": None,
+    "evolution": "pairs",
 }
-"""Meta-gradients by name, and the option of Unrolled that their ``:K`` sets."""
+"""Meta-gradients by name, and the option that their ``:K`` sets."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class RunConfig:
     test: int
     hidden: tuple[int, ...]
     feature_norm: float
+    arch: str
+    """A network without a trunk, or empty; see ``studies.networks``."""
     decay: str
     seed: int
     preset: str
@@ -95,6 +98,7 @@ def make_config(
     episodes: int | None = None,
     task_options: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    arch: str | None = None,
 ) -> RunConfig:
     """A run of a named learner on a named task at the size of a preset; what is given replaces the
     preset's numbers. ``options`` are the recipe's; an inner rate among them is not searched for.
@@ -137,6 +141,7 @@ def make_config(
         test=size.test,
         hidden=tuple(size.hidden),
         feature_norm=size.feature_norm,
+        arch=size.arch if arch is None else arch,
         decay=size.decay,
         seed=seed,
         preset=preset,
@@ -145,17 +150,20 @@ def make_config(
 
 
 def make_metagradient(text: str, named: Recipe) -> MetaGradient:
-    """The meta-gradient that ``unrolled``, ``unrolled-checkpoint:K``, ``truncated:K`` or
-    ``first-order`` names; a first-order recipe is first order under each of them.
+    """The meta-gradient that ``unrolled``, ``unrolled-checkpoint:K``, ``truncated:K``,
+    ``first-order`` or ``evolution:K`` names; a first-order recipe is first order wherever the inner
+    loop is unrolled.
     """
     name, _, number = text.partition(":")
     if name not in METAGRADIENTS:
         raise UnknownNameError("meta-gradient", name, METAGRADIENTS)
     option = METAGRADIENTS[name]
     if (option is None) != (number == "") or (number and not number.isdecimal()):
-        form = name if option is None else f"{name}:K with K a number of presentations"
+        form = name if option is None else f"{name}:K with K a number"
         raise ConfigurationError(f"the meta-gradient {name} is written {form}; got {text!r}.")
     values: dict[str, Any] = {option: int(number)} if option else {}
+    if name == "evolution":
+        return Evolution(**values)
     return Unrolled(first_order=named.first_order or name == "first-order", **values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,50 @@ def build_network(
     chain = [*(convolutions if whole else ()), *_dense(features, hidden, task.outputs)]
     trunk = nn.Sequential(*convolutions) if convolutions and not whole else None
     network = LayeredNetwork(nn.Sequential(*chain), trunk=trunk, input_shape=shape)
+    _draw(network, generator)
+    return network
+
+
+def build_architecture(arch: str, task: Task, generator: torch.Generator) -> LayeredNetwork:
+    """A network without a trunk or biases, every layer of which can be plastic.
+
+    ``mlp:64x64x64`` has hidden Linear layers of these widths; ``conv:32x32-64`` two 3x3
+    convolutions with stride 2 and these channels, then hidden Linear layers as after ``mlp:``.
+    Activation functions are softplus with beta 10, a smooth ReLU.
+
+    Raises:
+        ConfigurationError: for another spelling, or a convolution over vectors.
+    """
+    kind, _, sizes = arch.partition(":")
+    parts = sizes.split("-") if kind == "conv" else ["", sizes]
+    try:
+        channels, widths = ([int(n) for n in part.split("x") if part] for part in parts)
+    except ValueError:
+        channels, widths = [], []
+    if kind not in ("mlp", "conv") or min([0, *channels, *widths][1:], default=0) < 1:
+        raise ConfigurationError(
+            f"an architecture is written mlp:64x64 or conv:32x32-64 (channels, then widths); got "
+            f"{arch!r}."
+        )
+    shape = task.input_shape
+    if kind == "conv" and (len(shape) != 3 or not channels):
+        raise ConfigurationError(
+            f"{arch} needs images and channels; {task.name} has inputs {shape}: take mlp:64x64."
+        )
+    chain: list[nn.Module] = []
+    features = prod(shape)
+    if channels:
+        depth, side = shape[0], list(shape[1:])
+        for n_out in channels:
+            chain += [skip_init(nn.Conv2d, depth, n_out, 3, stride=2, padding=1, bias=False)]
+            chain += [nn.Softplus(beta=10)]
+            depth, side = n_out, [(length + 1) // 2 for length in side]
+        features = depth * prod(side)
+    if len(shape) > 1:
+        chain.append(nn.Flatten())
+    for n_in, n_out in pairwise([features, *widths, task.outputs]):
+        chain += [skip_init(nn.Linear, n_in, n_out, bias=False), nn.Softplus(beta=10)]
+    network = LayeredNetwork(nn.Sequential(*chain[:-1]), input_shape=shape)
     _draw(network, generator)
     return network
 

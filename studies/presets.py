@@ -35,6 +35,8 @@ class Sizes:
     """Options of the task."""
     feature_norm: float = 5.0
     """Euclidean norm of the trunk's features; images only."""
+    arch: str = ""
+    """A network without a trunk, such as ``mlp:64x64x64``; empty takes trunk and ``hidden``."""
     decay: Decay = "constant"
     """Of the outer rates: cosine to 0, or late (linear to 0 over the last 30 %)."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +72,17 @@ def _sinusoids(**options: float) -> dict[str, Sizes]:
     }
 
 
+def _pools(shots: int) -> dict[str, Sizes]:
+    """The sizes of rules that learn from random weights, which takes longer streams."""
+    shared: dict[str, Any] = {"arch": "mlp:64x64x64", "decay": "late"}
+    return {
+        "smoke": Sizes(10, 2, 20, (), _images(3, 2, 2), arch="mlp:16x16"),
+        "quick": Sizes(80, 4, 200, (), _images(5, shots), **shared),
+        "acceptance": Sizes(400, 4, 500, (), _images(5, shots), **shared),
+        "full": Sizes(3000, 4, 500, (), _images(5, shots), **shared),
+    }
+
+
 TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
     ("sinusoid", "*"): _sinusoids(initial_rate=0.01, feedback_rate=0.01),
     ("sinusoid", "flp"): _sinusoids(initial_rate=0.02, feedback_rate=0.03, plasticity_rate=0.03),
@@ -80,6 +93,8 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
         "acceptance": Sizes(1500, 8, 500, (128,), _images(5, 5), decay="late"),
         "full": Sizes(20_000, 8, 500, (128,), _images(20, 5), decay="late"),
     },
+    ("glyphs", "pool"): _pools(15),
+    ("glyphs", "pool-f0"): _pools(15),
     ("omniglot", "*"): {
         "smoke": Sizes(20, 2, 20, (32,), _images(4, 2, 2), rate_episodes=4),
         "quick": Sizes(150, 8, 200, (128,), _images(5, 5), decay="late"),

@@ -56,7 +56,7 @@ from tests.helpers import (
 
 WAYS = 3
 SHAPES = {"mlp": (5,), "conv": (2, 5, 4)}
-MIRROR = {"role:feedback": Delta(0.5, derivative=False, decay=0.1)}
+MIRROR = Delta(0.5, derivative=False, decay=0.1)
 CREDITS: dict[str, Callable[[], CreditAssignment]] = {
     "backprop": Backprop,
     "alignment": FeedbackAlignment,
@@ -111,8 +111,8 @@ def make(
     **options,
 ) -> Learner:
     """A classifier all of whose synapses are plastic; feedback that is taught learns too."""
-    forward = {"role:weight": rule or Delta(0.3), "role:bias": rule or Delta(0.3)}
-    rules = forward | (MIRROR if isinstance(credit, WeightMirror) else {})
+    rules = {"role:feedback": MIRROR} if isinstance(credit, WeightMirror) else {}
+    rules["*"] = rule or Delta(0.3)
     return Learner(network, credit, rules, **options).double()
 
 
@@ -143,9 +143,7 @@ def by_autograd(network: LayeredNetwork, x: Tensor, y: Tensor, rate: float) -> d
     parameters = {name: network.parameter(name) for name in network.groups()}
     loss = F.cross_entropy(network.body(x), y)
     found = torch.autograd.grad(loss, list(parameters.values()))
-    return {
-        name: -rate * g.reshape(len(g), -1) for name, g in zip(parameters, found, strict=True)
-    }
+    return {name: -rate * g.reshape(len(g), -1) for name, g in zip(parameters, found, strict=True)}
 
 
 # --- equality with backpropagation and with each other ---
@@ -224,7 +222,7 @@ def test_b05_angles_at_random_weights(credit, degrees):
     arccos(sqrt(2 / pi)), arccos(2 / pi) and a right angle.
     """
     chain = LayeredNetwork(mlp(8, 128, 64, activation=nn.Identity, bias=False))
-    x, y = normal(400, 8), normal(400, 64, seed=1)
+    x, y = torch.zeros(400, 8).double(), normal(400, 64, seed=1)  # the output is 0, the error y
     arrived = []
     for each in (credit, Backprop()):
         learner = make(each, chain, objective=SquaredError())
@@ -255,11 +253,14 @@ def test_b06_linear_regression_learns_and_aligns():
         return float(cosine.arccos().rad2deg())
 
     before = angle()
-    for step in range(1000):
+    for step in range(600):
         x = normal(10, 30, seed=100 + step)
-        loss = learner.assign_grads(x, x @ teacher)
+        learner.assign_grads(x, x @ teacher)
         optimiser.step()
-    assert float(loss.mean()) < 1e-3 * float(teacher.square().sum(0).mean())
+    x = normal(200, 30, seed=5)
+    assert (learner(x) - x @ teacher).square().mean().item() < 1e-3 * float(
+        teacher.square().sum(0).mean()
+    )
     assert before > 60
     assert angle() < 45
 
@@ -286,18 +287,11 @@ def test_a_convolution_over_the_whole_image_is_a_dense_layer():
     deep = nn.Sequential(
         nn.Conv2d(2, units, (5, 4)), nn.Tanh(), nn.Flatten(), nn.Linear(units, WAYS)
     )
-    flat.double()
-    deep.load_state_dict(
-        {
-            "0.weight": flat[1].weight.data.reshape(units, 2, 5, 4),
-            "0.bias": flat[1].bias.data,
-            "3.weight": flat[3].weight.data,
-            "3.bias": flat[3].bias.data,
-        }
-    )
+    for one, other in zip(flat.parameters(), deep.parameters(), strict=True):
+        other.data = one.data.reshape(other.shape)
     fields = [
         make(FeedbackAlignment(), LayeredNetwork(chain, input_shape=SHAPES["conv"]))
-        for chain in (flat, deep.double())
+        for chain in (flat.double(), deep.double())
     ]
     one, other = (f.field(f.start(3), shown_to(f, x, y)) for f in fields)
     assert_close(one, other, 1e-13)
@@ -332,7 +326,7 @@ def test_random_targets_stand_in_for_the_error():
     state = learner.start(3)
     found = learner.field(state, shown_to(learner, x, y))
     first = state["weights"]["layer0_feedback1"]
-    hidden = torch.tanh(chain.body[0](x))
+    hidden = chain.body[:2](x)
     wanted = torch.zeros_like(found["layer0_weight"])
     for row, label in enumerate(y.tolist()):
         wanted = wanted + torch.outer(first[:, label] * (1 - hidden[row] ** 2), x[row]) / 3
@@ -373,22 +367,20 @@ def test_kolen_pollack_shares_rule_and_coefficients():
         decay=Coefficient(0.1, bound="sigmoid"),
     )
     learner = make(KolenPollack("learned"), dense(), rule)
+    names = [f"layer{i}_{role}" for i in range(4) for role in ("weight", "bias")]
+    assert len({id(raw(learner, name, "decay")) for name in names}) == 8
     for layer in ("layer1", "layer2", "layer3"):
         assert learner.rules[f"{layer}_feedback"] is learner.rules[f"{layer}_weight"]
-        assert learner.patterns[f"{layer}_feedback"] == "role:weight"
-    assert len({id(raw(learner, f"layer{i}_{r}", "decay")) for i in range(4) for r in ROLES}) == 8
+        assert learner.patterns[f"{layer}_feedback"] == "*"
     listed = [p for group in learner.param_groups() for p in group["params"]]
     assert len(listed) == len(set(map(id, listed))) == len(list(learner.parameters()))
     # One number moves both: their gradients add up.
     shake(learner, 1)
     episodes = classification(2, 3, 2, 5, WAYS)
     gradient = meta_gradient(learner, episodes)
-    direction = unit_direction(learner, 4, r"layer1_\w+\.decay")
+    direction = unit_direction(learner, 4, "layer1_(weight|feedback).*decay")
     assert list(direction) == ["rules.layer1_weight.decay.raw"]
     assert slope_error(learner, episodes, direction, gradient) < 1e-6
-
-
-ROLES = ("weight", "bias")
 
 
 def test_kolen_pollack_without_plastic_forward_weights_keeps_its_own():
@@ -490,12 +482,12 @@ def test_weight_mirror_aligns():
         WeightMirror(sigma=1.0),
         {"role:weight": Delta(0.0), "role:feedback": Delta(0.1, derivative=False, decay=0.1)},
     ).double()
-    state = learner.start(8)
+    state = learner.start(30)
     name = "layer1_weight"
     for step in range(150):
-        noise = learner.credit.noise(learner.network, (1, 1, 8), seeded(step))
+        noise = learner.credit.noise(learner.network, (1, 1, 30), seeded(step))
         assert noise is not None
-        shown = presentation(learner, normal(8, 5), torch.arange(8) % WAYS)
+        shown = presentation(learner, normal(30, 5), torch.arange(30) % WAYS)
         with torch.no_grad():
             state = learner.step(state, replace(shown, noise=noise[0, 0].double()))
     weight, feedback = state["weights"][name], state["weights"]["layer1_feedback"]
@@ -800,14 +792,14 @@ def test_a_loss_alone_holds_no_target_to_project():
 
 
 def test_a_rule_that_reads_what_is_not_sent():
-    with pytest.raises(CompatibilityError, match="pre_teaching.*DirectFeedback"):
+    with pytest.raises(CompatibilityError, match=r"pre_teaching.*DirectFeedback"):
         make(DirectFeedback(), dense(), Pool())
     with pytest.raises(ConfigurationError, match="role:feedback"):
         Learner(dense(), FeedbackAlignment(), {"role:weight": Oja(), "role:feedback": Delta()})
 
 
 def test_decay_pulls_weights_to_zero():
-    """dW = rate <e x^T> - decay W, for a learned decay too; without decay there is no term."""
+    """The change is rate <e x^T> - decay W, for a learned decay too."""
     chain, (x, y) = dense(), batch("mlp")
     plain = make(Backprop(), chain)
     teacher = Teacher(CrossEntropy(), plain.encode(y, x.shape[:1]))

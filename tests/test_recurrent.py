@@ -427,6 +427,50 @@ def test_padding_does_not_move_the_network(form, modulator, place):
     assert_close(meta_gradient(learner, ragged), meta_gradient(learner, short), 1e-12)
 
 
+# --- what the groups see ---
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.Sigmoid()])
+def test_observe_gives_what_was_asked_for_and_no_more(activation):
+    learner = recurrent(Backpropamine(), "fanout", activation=activation)
+    network, state = learner.network, show(learner, normal(2, 3, 3), normal(2, 3, 2))
+    shown = presentation(learner, normal(3, 3, seed=5), normal(3, 2))
+    everything = dict.fromkeys(network.groups(), frozenset({"gain", "modulator"}))
+    seen = network.observe(shown, state["weights"], state["network"], everything)
+    assert seen.signals.keys() == {n for n, g in network.groups().items() if g.taught}
+    hidden, w = seen.state["hidden"], state["weights"]
+    assert torch.equal(seen.output, hidden @ w["output_weight"].mT + w["output_bias"].mT)
+    for name, group in network.groups().items():
+        if not group.taught:
+            continue
+        signals = seen.signals[name]
+        assert signals.pre.shape == (3, group.n_in)
+        assert signals.post.shape == signals.gain.shape == (3, group.n_out)
+        assert signals.teaching is None
+        slope = {"Tanh": 1 - hidden**2, "Sigmoid": hidden * (1 - hidden)}[type(activation).__name__]
+        last = group.position == 1
+        wanted = torch.ones(3, 2).double() if last else slope
+        assert deviation(signals.gain, wanted) < 1e-15
+        assert signals.modulator.shape == ((3, 1) if last else (3, 4))
+    bare = network.observe(shown, w, state["network"], {"input_weight": frozenset()}).signals
+    assert bare.keys() == {"input_weight"}
+    assert bare["input_weight"].gain is bare["input_weight"].modulator is None
+
+
+def test_a_layered_network_observes_with_slopes_alone():
+    learner = Learner(mlp(3, 5, 2), Unsupervised(), Oja(0.1, 0.0), SquaredError())
+    network, weights = learner.network, learner.network.weights()
+    shown = presentation(learner, normal(4, 3), normal(4, 2))
+    needs = {"layer0_weight": frozenset({"gain"}), "layer1_bias": frozenset()}
+    seen = network.observe(shown, weights, {}, needs)
+    assert seen.state == {}
+    assert torch.equal(seen.output, network(shown.x, weights))
+    post = seen.signals["layer0_weight"].post
+    assert torch.equal(seen.signals["layer0_weight"].gain, 1 - post * post)
+    assert seen.signals["layer1_bias"].gain is None
+    assert network.provides == {"gain"}
+
+
 # --- the learner's face ---
 
 
@@ -543,6 +587,36 @@ def test_a_fan_out_starts_as_the_scalar_modulator():
         learner = Learner(network, Unsupervised(), Backpropamine(alpha=0.5), SquaredError())
         found.append(show(learner, xs, ys)["weights"])
     assert all(torch.equal(w, found[1][n]) for n, w in found[0].items())
+
+
+# --- learning ---
+
+
+def associations(episodes: int, generator: torch.Generator) -> Episodes:
+    """Six random patterns, each shown once with its random label, and asked for again."""
+    x = torch.randn(episodes, 6, 10, generator=generator).sign()
+    y = torch.randint(2, (episodes, 6), generator=generator)
+    return Episodes(x.unsqueeze(2), y.unsqueeze(2), x, y)
+
+
+def test_plastic_networks_learn_to_associate_where_a_static_one_does_not():
+    def accuracy(rule: PlasticityRule | None, modulator=None) -> float:
+        network = RecurrentNetwork(10, 16, 2, modulator=modulator, instruction=True)
+        learner = Learner(network, Unsupervised(), rule)
+        optimiser = torch.optim.Adam(learner.parameters(), lr=0.01)
+        generator = seeded(0)
+        for _ in range(150):
+            optimiser.zero_grad()
+            Unrolled().gradient(learner, associations(32, generator))
+            optimiser.step()
+        scores = evaluate(learner, associations(256, seeded(99))).accuracy
+        assert scores is not None
+        return float(scores.mean())
+
+    static = accuracy(None)
+    assert static < 0.75
+    assert accuracy(DifferentiablePlasticity("clip", 0.1, 0.3)) > static + 0.15
+    assert accuracy(Backpropamine("simple", 0.1), "scalar") > static + 0.15
 
 
 # --- an unsupervised layered network ---

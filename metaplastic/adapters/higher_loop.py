@@ -52,10 +52,9 @@ class InnerLoop:
             if name in learner.plastic and id(p) in position
         }
         fast = dict(zip(position, fmodel.fast_params, strict=True))
-        self._learner = _learner_of(learner, fast, device, track)
+        self._learner = _learner_of(learner, fast, device)
         self._generator, self._track = generator, track
         self._drawn = self._learner.draw(generator) if self._learner.resampled else None
-        self._seen: tuple[Tensor, Tensor] | None = None
         self._steps = 0
         # Weakly, as the module will hold this: an episode's graph goes when its last name goes.
         self._fmodel = weakref.ref(fmodel)
@@ -68,12 +67,12 @@ class InnerLoop:
         if params is not None:
             fmodel.update_params(list(params))
         self._take(fmodel.fast_params, x.shape[0])
-        output = self._learner(x)
-        if torch.is_grad_enabled():
-            if not output.requires_grad:  # nothing below it is a Parameter
-                output.requires_grad_()
-            assert self._learner._seen is not None
-            self._seen = self._learner._seen
+        learner, seen = self._learner, self._learner._seen
+        output = learner(x)
+        if not torch.is_grad_enabled():
+            learner._seen = seen  # no loss can come from this output
+        elif not output.requires_grad:  # nothing below it is a Parameter
+            output.requires_grad_()
         return output
 
     def step(
@@ -92,7 +91,7 @@ class InnerLoop:
         for name, i in self._position.items():
             moved = after["weights"][name].reshape(fast[i].shape)
             fast[i] = moved if self._track else moved.detach().requires_grad_()
-        learner._fast, self._seen = after, None
+        learner._fast, learner._seen = after, None
         self._steps += 1
         fmodel.update_params(fast)
         return fast
@@ -111,13 +110,14 @@ class InnerLoop:
 
     def _read(self, loss: Tensor, target: Tensor | None) -> tuple[Tensor, GivenError]:
         """The features shown last, and the error that the loss asks for at their output."""
-        if self._seen is None or loss.dim() != 0 or not loss.requires_grad:
+        seen = self._learner._seen
+        if seen is None or loss.dim() != 0 or not loss.requires_grad:
             raise ConfigurationError(
                 "diffopt.step(loss) needs a scalar loss of one fmodel(x) since the last step, with "
                 f"gradients enabled; got a tensor {tuple(loss.shape)} with requires_grad="
-                f"{loss.requires_grad}, after {'no' if self._seen is None else 'a'} forward pass."
+                f"{loss.requires_grad}, after {'no' if seen is None else 'a'} forward pass."
             )
-        features, output = self._seen
+        features, output = seen
         (gradient,) = torch.autograd.grad(loss, output, create_graph=self._track, allow_unused=True)
         if gradient is None:
             raise ConfigurationError(
@@ -164,15 +164,12 @@ class _LossTeacher(GivenError):
         return self._given
 
 
-def _learner_of(
-    learner: Learner, fast: dict[int, Tensor], device: torch.device | None, track: bool
-) -> Learner:
+def _learner_of(learner: Learner, fast: dict[int, Tensor], device: torch.device | None) -> Learner:
     """The learner with ``fast``, by the id of the Parameter, in the place of its own tensors."""
     memo: dict[int, Any] = {}
     for own in (*learner.parameters(), *learner.buffers()):
         tensor = fast.get(id(own), own)
-        tensor = tensor if device is None else tensor.to(device)
-        memo[id(own)] = tensor if track else tensor.detach()
+        memo[id(own)] = tensor if device is None else tensor.to(device)
     return copy.deepcopy(learner, memo)
 
 

@@ -212,10 +212,19 @@ def _run(
     leading axis P; the learner's own stay as they are.
     """
     module = _Individual(learner)
+    names = {id(p): name for name, p in learner.named_parameters()}
+    # Every place of a Parameter once: functional_call's own way with ties does not put a module
+    # that stands in two places, such as a coefficient of the whole network, back as it was.
+    places = {
+        f"{path}.{name}": names[id(p)]
+        for path, part in module.named_modules()
+        for name, p in part.named_parameters(recurse=False)
+        if names[id(p)] in individuals
+    }
 
     def one(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        named = {f"learner.{name}": value for name, value in parameters.items()}
-        return functional_call(module, named, (episodes, draws, parts))
+        named = {place: parameters[name] for place, name in places.items()}
+        return functional_call(module, named, (episodes, draws, parts), tie_weights=False)
 
     if len(next(iter(individuals.values()))) > 1:
         return vmap(one)(individuals)

@@ -55,7 +55,7 @@ class Unrolled(MetaGradient):
         total = _Total([p for p in learner.parameters() if p.requires_grad])
         for chunk in chunks(learner, episodes, self.batching):
             self._add(learner, episodes, draws, chunk, total)
-        total.write()
+        total.write(learner)
         order = sorted(total.loss)
         return Outcome(
             loss=torch.stack([total.loss[i] for i in order]) if order else torch.zeros(0),
@@ -141,6 +141,9 @@ class _Total:
             if accuracy is not None:
                 self.accuracy[i] = accuracy[row]
 
-    def write(self) -> None:
+    def write(self, learner: Learner) -> None:
         count = max(1, len(self.loss))
-        accumulate(self.parameters, [g / count for g in self.gradients])
+        penalty = _gradients(learner.penalty(), self.parameters)
+        accumulate(
+            self.parameters, [g / count + p for g, p in zip(self.gradients, penalty, strict=True)]
+        )

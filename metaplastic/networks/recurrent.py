@@ -183,29 +183,27 @@ class RecurrentNetwork(Network):
         hidden = self.activation(potential)
         output = self._read(hidden, weights)
         ones = torch.ones_like(hidden[:, :1])
-        modulators = self._modulate(hidden, weights)
         slopes = SLOPES[type(self.activation)](self.activation, potential, hidden)
-        pre = {
-            "input_weight": drive,
-            "recurrent_weight": before,
-            "hidden_bias": ones,
-            "output_weight": hidden,
-            "output_bias": ones,
+        onto_hidden, onto_output = self._modulate(hidden, weights)
+        first = (hidden, slopes, onto_hidden)
+        last = (output, torch.ones_like(output), onto_output)
+        ends = {
+            "input_weight": (drive, first),
+            "recurrent_weight": (before, first),
+            "hidden_bias": (ones, first),
+            "output_weight": (hidden, last),
+            "output_bias": (ones, last),
         }
-        post = ((hidden, slopes), (output, torch.ones_like(output)))
         signals = {}
-        for name, group in self.groups().items():
-            asked = needs.get(name)
-            if asked is None:
-                continue
-            activity, gain = post[group.position]
-            signals[name] = LocalSignals(
-                pre=pre[name],
-                post=activity,
-                gain=gain if "gain" in asked else None,
-                modulator=modulators[group.position] if "modulator" in asked else None,
-                weight=shown,
-            )
+        for name, (pre, (post, gain, modulator)) in ends.items():
+            if name in needs:
+                signals[name] = LocalSignals(
+                    pre=pre,
+                    post=post,
+                    gain=gain if "gain" in needs[name] else None,
+                    modulator=modulator if "modulator" in needs[name] else None,
+                    weight=shown,
+                )
         after = hidden if shown is None else torch.where(shown > 0, hidden, before)
         return Observation(output, signals, {"hidden": after})
 

@@ -76,7 +76,7 @@ class ABCD(PlasticityRule):
             setattr(self, name, value)
         self.normalise = normalise
         self.reduction: Reduction = reduction
-        self.scope = "group" if normalise else "synapse"  # type: ignore[misc] - by option
+        self.scope = "group" if normalise else "synapse"
 
     def update(
         self,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from metaplastic.errors import CheckpointError, ConfigurationError
-from studies.assembly import make_run_task, pick_device
+from studies.assembly import make_learner, make_run_task, pick_device
 from studies.commands.base import Command, finish
 from studies.config import METAGRADIENTS, RunConfig, make_config, read_config, read_options
 from studies.display import make_display
@@ -28,11 +29,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help=f"name of a task ({TASK})")
     parser.add_argument("--learner", help=f"name of a learner ({LEARNER})")
     parser.add_argument(
-        "--metagradient", help=f"{', '.join(forms)}; K counts presentations (unrolled)"
+        "--metagradient",
+        help=f"{', '.join(forms)}; K counts presentations, pairs for evolution (unrolled)",
     )
     parser.add_argument("--steps", type=int, help="meta-steps in all")
     parser.add_argument("--episodes", type=int, help="episodes in each meta-step")
     add_sizes(parser)
+    parser.add_argument(
+        "--arch",
+        help="a network without a trunk: mlp:64x64x64, conv:32x32-64 (that of the preset)",
+    )
     parser.add_argument(
         "--config", metavar="FILE", help="TOML file with options of the learner, name = value"
     )
@@ -49,11 +55,14 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ways", type=int, help="classes in an episode; image tasks")
     parser.add_argument("--shots", type=int, help="examples of each class; image tasks")
     parser.add_argument("--functions", type=int, help="functions in an episode; sinusoids")
+    parser.add_argument("--tasks", type=int, help="tasks in an episode; mnist")
+    parser.add_argument("--stream", help="split or permuted: what a task is; mnist")
 
 
-def given_sizes(arguments: argparse.Namespace) -> dict[str, int]:
+def given_sizes(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of the task that were given."""
-    values = {name: getattr(arguments, name) for name in ("ways", "shots", "functions")}
+    names = ("ways", "shots", "functions", "tasks", "stream")
+    values = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -65,9 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
         config, out = _resumed(arguments)
     else:
         config = _configured(arguments)
-        make_run_task(
-            config, device
-        )  # what is wrong with its sizes is said before a folder is made
+        # What is wrong with the sizes is said before a folder is made.
+        make_learner(config, make_run_task(config, device), device)
         out = open_folder(arguments.out, "train", arguments.overwrite)
     job = f"{config.task} {config.learner}"
     with few_threads(), stoppable() as stop, make_display([job]) as display:
@@ -89,12 +97,14 @@ def _configured(arguments: argparse.Namespace) -> RunConfig:
         episodes=arguments.episodes,
         task_options=given_sizes(arguments),
         options=None if arguments.config is None else read_options(arguments.config),
+        arch=arguments.arch,
     )
 
 
 def _resumed(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
-    fixed = ("out", "seed", "preset", "task", "learner", "metagradient", "episodes", "config")
-    given = [n for n in fixed if getattr(arguments, n) is not None] + list(given_sizes(arguments))
+    fixed = ("out", "seed", "preset", "task", "learner", "metagradient", "episodes", "arch")
+    given = [n for n in (*fixed, "config") if getattr(arguments, n) is not None]
+    given += list(given_sizes(arguments))
     if given:
         raise ConfigurationError(
             f"--resume goes on with a run as it was configured, in its own folder: leave out "

@@ -1,0 +1,22 @@
+"""Named learners: what each one is made of, and its options, a frozen dataclass."""
+
+from __future__ import annotations
+
+from metaplastic.errors import UnknownNameError
+from metaplastic.recipes import alignment, families, flp, gradient
+from metaplastic.recipes.base import DeltaOptions as DeltaOptions
+from metaplastic.recipes.base import Options as Options
+from metaplastic.recipes.base import Recipe as Recipe
+from metaplastic.recipes.flp import FLPOptions as FLPOptions
+
+_FILES = (flp, gradient, alignment, families)
+
+RECIPES: dict[str, Recipe] = {known.name: known for file in _FILES for known in file.RECIPES}
+"""Every named learner."""
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a named learner; UnknownNameError suggests the nearest."""
+    if name not in RECIPES:
+        raise UnknownNameError("learner", name, RECIPES)
+    return RECIPES[name]

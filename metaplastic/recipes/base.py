@@ -1,0 +1,84 @@
+"""What a named learner is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from metaplastic.errors import ConfigurationError
+from metaplastic.learner import Learner
+from metaplastic.networks import Network
+from metaplastic.objectives import Objective
+from metaplastic.rules import Delta
+from metaplastic.rules.coefficient import Granularity
+
+
+@dataclass(frozen=True)
+class Options:
+    """Outer-loop options that every learner has: one rate for each role, and the clip."""
+
+    initial_rate: float = 1e-3
+    """Outer rate of the initial weights, the trunk and the norms."""
+    feedback_rate: float = 1e-3
+    plasticity_rate: float = 1e-3
+    mixing_rate: float = 1e-3
+    control_rate: float = 1e-2
+    """Outer rate of inner-loop rates, which are trained through their logarithm."""
+    clip: float = 1.0
+    """Bound on the norm of the meta-gradient."""
+
+    def param_groups(self, learner: Learner) -> list[dict[str, Any]]:
+        """Optimiser groups of a learner under these rates."""
+        rates = {f.name[:-5]: getattr(self, f.name) for f in fields(self) if f.name[-5:] == "_rate"}
+        return learner.param_groups(**rates)
+
+
+@dataclass(frozen=True)
+class DeltaOptions(Options):
+    """Learners whose synapses follow an error by the delta rule."""
+
+    rate: float = 0.1
+    """Initial inner-loop rate."""
+    learned: bool = True
+    """Whether the outer loop trains the inner-loop rate."""
+    granularity: Granularity = "layer"
+
+    def rule(self) -> Delta:
+        """The rule of the plastic weights."""
+        return Delta(self.rate, granularity=self.granularity, learned=self.learned)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One named learner."""
+
+    name: str
+    about: str
+    build: Callable[[Network, Objective, Any, torch.Generator], Learner]
+    """(network, objective, options, generator of the feedback weights) -> Learner."""
+    options: Options
+    """The default options."""
+    published: Options | None = None
+    """The published setting, where it differs."""
+    first_order: bool = False
+    """Its meta-gradient is first order."""
+    whole: bool = False
+    """Every layer is plastic: the network has no trunk."""
+
+    def configure(self, values: Mapping[str, Any]) -> Options:
+        """The default options with some values replaced.
+
+        Raises:
+            ConfigurationError: for an option that this learner does not have.
+        """
+        known = asdict(self.options)
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigurationError(
+                f"learner {self.name} has no option {', '.join(unknown)}; it has "
+                f"{', '.join(known)}."
+            )
+        return replace(self.options, **values)
