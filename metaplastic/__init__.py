@@ -1,44 +1,94 @@
 """Meta-learned local plasticity for PyTorch."""
 
-from metaplastic.credit import Backprop, CreditAssignment, DirectFeedback
+from metaplastic.credit import (
+    Backprop,
+    CreditAssignment,
+    DirectFeedback,
+    DirectRandomTarget,
+    FeedbackAlignment,
+    KolenPollack,
+    LayerwiseFeedback,
+    Neuromodulation,
+    SignSymmetry,
+    Unsupervised,
+    WeightMirror,
+)
 from metaplastic.episodes import Episodes
 from metaplastic.evaluation import Evaluation, evaluate
 from metaplastic.learner import Learner
-from metaplastic.metagradient import Divergence, MetaGradient, Outcome, Unrolled
-from metaplastic.networks import LayeredNetwork, Network
+from metaplastic.metagradient import Divergence, Evolution, MetaGradient, Outcome, Unrolled
+from metaplastic.networks import LayeredNetwork, Network, RecurrentNetwork
 from metaplastic.objectives import CrossEntropy, Objective, SquaredError
-from metaplastic.rules import Coefficient, Delta, Hebb, Oja, PlasticityRule
+from metaplastic.portable import TransferReport, load_into, load_rule, save_rule, transfer
+from metaplastic.rules import (
+    ABCD,
+    Backpropamine,
+    Coefficient,
+    Delta,
+    DifferentiablePlasticity,
+    Eligibility,
+    Hebb,
+    Oja,
+    OjaSubspace,
+    PlasticityRule,
+    Polynomial,
+    Pool,
+    Sanger,
+)
 from metaplastic.sampling import LabelledPool
 from metaplastic.signals import LocalSignals, Presentation, SynapseGroup, Teacher
 from metaplastic.training import MetaTraining, StepReport
 
 __all__ = [
+    "ABCD",
     "Backprop",
+    "Backpropamine",
     "Coefficient",
     "CreditAssignment",
     "CrossEntropy",
     "Delta",
+    "DifferentiablePlasticity",
     "DirectFeedback",
+    "DirectRandomTarget",
     "Divergence",
+    "Eligibility",
     "Episodes",
     "Evaluation",
+    "Evolution",
+    "FeedbackAlignment",
     "Hebb",
+    "KolenPollack",
     "LabelledPool",
     "LayeredNetwork",
+    "LayerwiseFeedback",
     "Learner",
     "LocalSignals",
     "MetaGradient",
     "MetaTraining",
     "Network",
+    "Neuromodulation",
     "Objective",
     "Oja",
+    "OjaSubspace",
     "Outcome",
     "PlasticityRule",
+    "Polynomial",
+    "Pool",
     "Presentation",
+    "RecurrentNetwork",
+    "Sanger",
+    "SignSymmetry",
     "SquaredError",
     "StepReport",
     "SynapseGroup",
     "Teacher",
+    "TransferReport",
     "Unrolled",
+    "Unsupervised",
+    "WeightMirror",
     "evaluate",
+    "load_into",
+    "load_rule",
+    "save_rule",
+    "transfer",
 ]

@@ -68,7 +68,7 @@ def save_rule(
     Raises:
         ConfigurationError: for a rule or credit with arguments that a file cannot hold.
     """
-    write_rule(path, replace(_learned(learner), task=task, score=score))
+    write_rule(path, replace(learned_rule(learner), task=task, score=score))
 
 
 def load_rule(
@@ -140,7 +140,7 @@ def transfer(
         RuleFileError: for a file that cannot be used.
         TransferError: under ``"exact"``, naming the group and the shapes.
     """
-    learned = _learned(source)
+    learned = learned_rule(source)
     credit, rules, own_objective = rebuild(learned, known)
     learner = Learner(
         network, credit, rules, objective or own_objective, initial=initial, generator=generator
@@ -159,7 +159,7 @@ def load_into(
             as it was, as it is after a TransferError.
     """
     check_choice(policy=(policy, Policy))
-    learned = _learned(source)
+    learned = learned_rule(source)
     _check_kinds(learner, learned)
     planned = _plan_coefficients(learner, learned) + _plan_feedback(learner, learned)
     if policy == "exact":
@@ -262,7 +262,8 @@ def _check_kinds(learner: Learner, learned: LearnedRule) -> None:
         )
 
 
-def _learned(source: Learner | LearnedRule | str | Path) -> LearnedRule:
+def learned_rule(source: Learner | LearnedRule | str | Path) -> LearnedRule:
+    """What ``source`` has learned: of a learner, of a file (see ``read_rule``), or itself."""
     if isinstance(source, str | Path):
         return read_rule(source)
     if isinstance(source, LearnedRule):

@@ -24,7 +24,8 @@ traces}, ``credit`` and ``network`` {name: tensor}. A step reads parameters from
 class SynapseGroup:
     """One matrix of synapses: which units it joins and where it stands.
 
-    ``role`` is ``"weight"``, ``"bias"`` (one presynaptic unit, always 1) or ``"feedback"``;
+    ``role`` is ``"weight"``, ``"bias"`` (one presynaptic unit, always 1), ``"feedback"`` or
+    ``"modulator"`` (weights from which a network computes its own third factor, never plastic);
     ``position`` counts layers from 0 of ``layers``; ``sites`` is the number of places at which the
     same synapses are used for one example (the positions of a convolution). ``taught`` says that
     the credit sends it signals, so that a rule can make it plastic.

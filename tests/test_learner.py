@@ -655,7 +655,9 @@ def test_a_rule_that_needs_what_the_credit_does_not_send_is_an_error():
 
 def test_a_credit_that_cannot_run_through_the_network_is_an_error():
     class Field(Network):
-        def forward(self, features: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        def forward(
+            self, features: Tensor, weights: dict[str, Tensor], state: State | None = None
+        ) -> Tensor:
             return features
 
         def parameter(self, group: str) -> Tensor:

@@ -69,12 +69,13 @@ def interference(
         loss, _ = scores_by_task(rollout, count)
         assert loss is not None
         weights = [rollout.moving["weights"][name].flatten(1) for name in own]
-        return [loss, torch.cat([loss[:, :0], *weights], dim=1)]
+        # One weight that never moves stands for none at all.
+        return [loss, torch.cat([loss.new_zeros(len(loss), 1), *weights], dim=1)]
 
     loss, weights = _at_boundaries(learner, episodes, blocks, generator, look)
     columns = _columns(blocks)
     change = weights.diff(dim=-1)[..., columns].mT
-    change = change / change.abs().amax(-1, keepdim=True) if own else change
+    change = change / change.abs().amax(-1, keepdim=True)  # whose square might underflow
     change = change / torch.linalg.vector_norm(change, dim=-1, keepdim=True)
     return Interference(
         loss.diff(dim=-1)[..., columns].cpu(), (change @ change.mT).clamp(-1.0, 1.0).cpu()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import ClassVar, Self
 
 import torch
@@ -13,11 +13,8 @@ from torch import Tensor, nn
 from metaplastic.described import Described
 from metaplastic.errors import ConfigurationError, check_choice
 from metaplastic.networks import Network
-from metaplastic.networks.base import he_normal
+from metaplastic.networks.base import Needs, he_normal
 from metaplastic.signals import Learn, Origin, Presentation, State, SynapseGroup
-
-Needs = Mapping[str, frozenset[str]]
-"""The network's plastic groups, and the optional signals that each one's rule asked for."""
 
 
 class CreditAssignment(Described, nn.Module, ABC):

@@ -23,9 +23,9 @@ class LayerwiseFeedback(CreditAssignment):
     Args:
         weights: origin of the feedback weights, if the subclass has any.
         scale: factor on their standard deviation.
-        input_beta: the slope of input units, for rules that read the error there, is
-            1 - exp(-beta x), as if they were softplus units (Shervani-Tabar & Rosenbaum 2023), which
-            are never negative; None takes 1.
+        input_beta: the slope of input units x >= 0, for rules that read the error there, is
+            1 - exp(-beta x), as if they were softplus units (Shervani-Tabar & Rosenbaum 2023);
+            None takes 1.
         linked: the last layer's postsynaptic activity is the output in the target's units (the
             softmax of its logits), as there.
     """

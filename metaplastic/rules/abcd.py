@@ -78,6 +78,14 @@ class ABCD(PlasticityRule):
         self.reduction: Reduction = reduction
         self.scope = "group" if normalise else "synapse"
 
+    def with_rate(self, rate: float) -> ABCD:
+        """The Hebbian term alone."""
+        fixed = Coefficient(rate, learned=False)
+        one = Coefficient(1.0, learned=False)
+        return type(self)(
+            "A", rate=fixed, A=one, normalise=self.normalise, reduction=self.reduction
+        )
+
     def update(
         self,
         weight: Tensor,

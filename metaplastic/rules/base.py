@@ -9,6 +9,7 @@ from typing import Literal, Self
 from torch import Tensor, nn
 
 from metaplastic.described import Described
+from metaplastic.errors import ConfigurationError
 from metaplastic.rules.coefficient import Coefficient
 from metaplastic.signals import LocalSignals, SynapseGroup
 
@@ -42,6 +43,17 @@ class PlasticityRule(Described, nn.Module, ABC):
     def coefficients(self) -> dict[str, Tensor]:
         """Every Coefficient's value by attribute name, each broadcastable to (n_out, n_in)."""
         return {n: m() for n, m in self.named_children() if isinstance(m, Coefficient)}
+
+    def with_rate(self, rate: float) -> PlasticityRule:
+        """The plainest rule of this family, with one fixed rate for every synapse: what a learned
+        rule must beat.
+
+        Raises:
+            ConfigurationError: for a family without such a rule.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} has no form with a single rate ({rate} was asked for)."
+        )
 
     def init(self, weight: Tensor) -> Traces:
         """Traces at the start of an episode for weights (n_out, n_in); {} for most rules."""

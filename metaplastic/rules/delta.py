@@ -51,6 +51,10 @@ class Delta(PlasticityRule):
         self.reduction: Reduction = reduction
         self.needs = frozenset({"teaching", "gain"} if derivative else {"teaching"})
 
+    def with_rate(self, rate: float) -> Delta:
+        fixed = Coefficient(rate, learned=False, role="control")
+        return type(self)(**{**self._arguments, "rate": fixed})
+
     def update(
         self,
         weight: Tensor,

@@ -57,6 +57,10 @@ class Hebb(PlasticityRule):
         self.bounded, self.multiplier, self.fan_in = bounded, multiplier, fan_in
         self.needs = mix_needs(self.mix)
 
+    def with_rate(self, rate: float) -> Hebb:
+        fixed = Coefficient(rate, learned=False)
+        return type(self)(**{**self._arguments, "plasticity": fixed})
+
     def update(
         self,
         weight: Tensor,

@@ -80,6 +80,12 @@ class Polynomial(PlasticityRule):
         digits = "0123456789"[: degree + 1]
         return cls({"".join(term): 0.0 for term in product(digits, repeat=factors)}, **options)
 
+    def with_rate(self, rate: float) -> Polynomial:
+        """The Hebbian term alone."""
+        return type(self)(
+            **{**self._arguments, "terms": {"110": 1.0}, "rate": Coefficient(rate, learned=False)}
+        )
+
     def update(
         self,
         weight: Tensor,

@@ -68,6 +68,10 @@ class Pool(PlasticityRule):
             self.add_module(name, Coefficient(value, granularity=granularity, l1=l1))
         self.reduction: Reduction = reduction
 
+    def with_rate(self, rate: float) -> Pool:
+        """F0 alone: feedback alignment with one rate."""
+        return type(self)({"F0": rate}, reduction=self.reduction)
+
     def update(
         self,
         weight: Tensor,
