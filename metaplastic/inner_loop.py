@@ -12,7 +12,6 @@ from torch.func import vmap
 from torch.utils.checkpoint import checkpoint
 
 from metaplastic.episodes import Episodes
-from metaplastic.errors import ConfigurationError
 from metaplastic.first_order import constant_copy, first_order_step
 from metaplastic.learner import Learner
 from metaplastic.signals import Presentation, State, Teacher
@@ -44,12 +43,7 @@ def draw(learner: Learner, episodes: Episodes, generator: torch.Generator | None
         each = [learner.draw(generator) for _ in range(len(episodes))]
         weights = {name: torch.stack([w[name] for w in each]) for name in each[0]}
     lead = tuple(episodes.support_x.shape[:3])
-    noise = learner.credit.noise(learner.network, lead, generator or torch.Generator())
-    if noise is not None and generator is None:
-        raise ConfigurationError(
-            f"{type(learner.credit).__name__} draws noise: pass generator=torch.Generator()."
-        )
-    return Draws(weights, noise)
+    return Draws(weights, learner.noise(lead, generator))
 
 
 class Rollout:
@@ -81,7 +75,7 @@ class Rollout:
         if episodes.support_weight is not None:
             self._stream["weight"] = episodes.support_weight.unsqueeze(-1)
         if draws.noise is not None:
-            self._stream["noise"] = draws.noise.to(like)
+            self._stream["noise"] = draws.noise
         self._query = query
         self.target = learner.encode(episodes.query_y, episodes.query_x.shape[:2])
         self.moving, self._shared = self._begin(draws)

@@ -102,6 +102,7 @@ class Learner(nn.Module):
         self._first_order = False
         self._seen: tuple[Tensor, Tensor] | None = None
         self._adapted = 0
+        self._generator: torch.Generator | None = None
 
     def _check_signals(self, name: str, rule: PlasticityRule) -> None:
         missing = rule.needs - self.credit.provides
@@ -143,9 +144,28 @@ class Learner(nn.Module):
             "weights": weights,
             "coefficients": {name: rule.coefficients() for name, rule in rules.items()},
             "rule": {name: rule.init(weights[name]) for name, rule in rules.items()},
+            **self._start_parts(weights, batch),
+        }
+
+    def _start_parts(self, weights: dict[str, Tensor], batch: int) -> State:
+        """What depends on the number of examples shown at a time."""
+        return {
             "credit": self.credit.start(self.network, weights, batch),
             "network": self.network.start(weights, batch),
         }
+
+    def noise(self, lead: tuple[int, ...], generator: torch.Generator | None) -> Tensor | None:
+        """The noise that the credit asks for, (E, T, *) with lead (E, T, B), or None.
+
+        Raises:
+            ConfigurationError: where it asks for noise and there is no generator.
+        """
+        drawn = self.credit.noise(self.network, lead, generator or torch.Generator())
+        if drawn is not None and generator is None:
+            raise ConfigurationError(
+                f"{type(self.credit).__name__} draws noise: pass generator=torch.Generator()."
+            )
+        return None if drawn is None else drawn.to(self._like())
 
     @property
     def resampled(self) -> frozenset[str]:
@@ -199,7 +219,7 @@ class Learner(nn.Module):
         """A learner with fast weights of its own, and the same Parameters by reference: gradients
         of a loss after ``adapt`` reach the original's ``.grad``. learn2learn's ``allow_unused``
         and ``allow_nograd`` are accepted and have no effect. ``generator`` draws what is
-        resampled.
+        resampled, and the noise of each ``adapt``.
         """
         own = type(self).__new__(type(self))
         own.__dict__.update(self.__dict__)
@@ -207,6 +227,7 @@ class Learner(nn.Module):
             own._first_order = first_order
         own._fast = self._fast if self._fast is not None else self.start(generator=generator)
         own._seen, own._adapted = None, 0
+        own._generator = generator if generator is not None else self._generator
         return own
 
     def forward(self, x: Tensor) -> Tensor:
@@ -246,7 +267,12 @@ class Learner(nn.Module):
             teacher = Teacher(self.objective, self.encode(y, x.shape[:1]))
         first = self._first_order if first_order is None else first_order
         constant = constant_copy(self.network) if first else None
-        after = first_order_step(self, self._fast, Presentation(features, teacher), constant)
+        batch, fast = len(features), self._fast
+        if self._adapted == 0:  # only now is it known how many examples come at a time
+            fast = {**fast, **self._start_parts(fast["weights"], batch)}
+        noise = self.noise((1, 1, batch), self._generator)
+        shown = Presentation(features, teacher, noise=None if noise is None else noise[0, 0])
+        after = first_order_step(self, fast, shown, constant)
         self._check_finite(after["weights"], f"weights after adaptation {self._adapted}")
         self._fast, self._seen = after, None
         self._adapted += 1
@@ -276,18 +302,22 @@ class Learner(nn.Module):
 
     # --- training without backpropagation -------------------------------------------------------
 
-    def assign_grads(self, x: Tensor, y: Tensor) -> Tensor:
+    def assign_grads(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Write minus the change that local plasticity asks for into the ``.grad`` of the plastic
         groups' Parameters, for any torch optimiser to follow; the rules' own rates multiply it.
 
         Args:
             x: examples (B, *).
             y: labels (B,) or targets (B, K).
+            generator: draws the noise of a credit that has any.
 
         Returns:
             The loss of each example before the change, (B,).
 
         Raises:
+            ConfigurationError: for plastic feedback weights that are no Parameters.
             DivergenceError: when a change is not finite; every ``.grad`` stays as it was.
         """
         with torch.no_grad():
@@ -295,13 +325,26 @@ class Learner(nn.Module):
             target = self.encode(y, x.shape[:1])
             state = self.start(x.shape[0])
             teacher = Teacher(self.objective, target)
-            changes = self.field(state, Presentation(features, teacher))
+            noise = self.noise((1, 1, len(features)), generator)
+            shown = Presentation(features, teacher, noise=None if noise is None else noise[0, 0])
+            changes = self.field(state, shown)
             self._check_finite(changes, "changes")
+            parameters = {name: self._parameter(name) for name in changes}
             for name, change in changes.items():
-                parameter = self.network.parameter(name)
-                parameter.grad = -change.reshape(parameter.shape)
+                parameters[name].grad = -change.reshape(parameters[name].shape)
             output = self.network(features, state["weights"], state["network"])
             return self.objective.loss(output, target)
+
+    def _parameter(self, group: str) -> Tensor:
+        if group in self.network.groups():
+            return self.network.parameter(group)
+        value = self.credit.weights()[group]
+        if not isinstance(value, nn.Parameter):
+            raise ConfigurationError(
+                f"{group} is plastic but no Parameter that an optimiser could move: give "
+                f"{type(self.credit).__name__} weights='learned'."
+            )
+        return value
 
     # --- meta-parameters ------------------------------------------------------------------------
 

@@ -9,14 +9,20 @@ from textwrap import fill
 
 from metaplastic.errors import MetaplasticError, UnknownNameError
 from metaplastic.recipes import RECIPES
-from studies.commands import demo, evaluate, report, train
+from studies.commands import demo, evaluate, report, train, transfer
 from studies.commands.base import Command
 from studies.presets import PRESETS
 from tasks import TASKS
 
 COMMANDS: dict[str, Command] = {
     command.name: command
-    for command in (demo.COMMAND, train.COMMAND, evaluate.COMMAND, report.COMMAND)
+    for command in (
+        demo.COMMAND,
+        train.COMMAND,
+        evaluate.COMMAND,
+        transfer.COMMAND,
+        report.COMMAND,
+    )
 }
 """Every command; a new one is one file in ``studies/commands`` and one name here."""
 
@@ -25,6 +31,7 @@ EXAMPLES = """
   python -m studies train --task glyphs-continual --learner flp --quick
   python -m studies train --resume runs/train-2026-01-31-120000
   python -m studies evaluate runs/demo/runs/glyphs-continual-flp --ways 3
+  python -m studies transfer runs/pool-0 runs/pool-1 --to mlp:128x128x128 --to conv:8-64
   python -m studies report runs/first runs/second --out runs/both
 """
 

@@ -16,8 +16,12 @@ OWN = (
     "checkpoint.pt",
     "checkpoint.pt.part",
     "curve.jsonl",
+    "alignment.jsonl",
     "scores.npz",
+    "analysis.npz",
     "result.json",
+    "rule.safetensors",
+    "transfer.json",
     "report.html",
 )
 

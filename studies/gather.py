@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from metaplastic.errors import DataError
+from studies.analysis import ALIGNMENT
+from studies.analysis import FILE as ANALYSIS
 from studies.config import RunConfig, read_config
 from studies.folders import SUBRUNS
 from studies.results import read_result
@@ -28,6 +31,16 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Alignment:
+    """Angles between feedback and forward weights over a meta-training."""
+
+    step: np.ndarray
+    """0 at the beginning."""
+    degrees: dict[str, np.ndarray]
+    """By feedback group."""
+
+
+@dataclass(frozen=True)
 class Run:
     """One scored learner."""
 
@@ -42,6 +55,10 @@ class Run:
     scores: dict[str, np.ndarray]
     """The arrays of ``scores.npz``."""
     seconds: float
+    analysis: dict[str, np.ndarray] = field(default_factory=dict)
+    """The arrays of ``analysis.npz``, {} where nothing was analysed."""
+    alignment: Alignment | None = None
+    """None where there is no feedback to compare."""
 
 
 def gather(folders: list[Path]) -> list[Run]:
@@ -90,31 +107,52 @@ def _words(run: Run) -> list[str]:
 
 
 def _read(folder: Path, result: dict[str, Any]) -> Run:
-    curve = folder / CURVE
-    scores = folder / SCORES
-    arrays: dict[str, np.ndarray] = {}
-    if scores.is_file():
-        with np.load(scores, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+    curve, alignment = folder / CURVE, folder / ALIGNMENT
     return Run(
         label="",
         folder=folder.resolve().name,
         config=read_config(folder),
         row=result["rows"][0],
         curve=_read_curve(curve) if curve.is_file() else None,
-        scores=arrays,
+        scores=_arrays(folder / SCORES),
         seconds=result["seconds"],
+        analysis=_arrays(folder / ANALYSIS),
+        alignment=_read_alignment(alignment) if alignment.is_file() else None,
     )
 
 
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _column(values: Iterable[float | None]) -> np.ndarray:
+    return np.array([np.nan if v is None else v for v in values], dtype=float)
+
+
 def _read_curve(path: Path) -> Curve | None:
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = _lines(path)
     if not lines:
         return None
-
-    def column(name: str) -> np.ndarray:
-        return np.array([np.nan if v[name] is None else v[name] for v in lines], dtype=float)
-
+    step, loss, accuracy = (
+        _column(line[name] for line in lines) for name in ("step", "loss", "accuracy")
+    )
     # A step that diverged has neither score; accuracy exists where any step has one.
     known = any(line["accuracy"] is not None for line in lines)
-    return Curve(column("step"), column("loss"), column("accuracy") if known else None)
+    return Curve(step, loss, accuracy if known else None)
+
+
+def _read_alignment(path: Path) -> Alignment | None:
+    lines = _lines(path)
+    if not lines:
+        return None
+    degrees = {
+        name: _column(line["degrees"][name] for line in lines) for name in lines[0]["degrees"]
+    }
+    return Alignment(_column(line["step"] for line in lines), degrees)

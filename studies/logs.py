@@ -23,17 +23,18 @@ class Log:
     """
 
     def __init__(self, path: Path, steps: int, every: int = 1) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if steps and path.is_file() else []
-        # Lines behind the checkpoint are of meta-steps that will be run again.
-        kept = [line for line in lines if json.loads(line)["step"] <= steps]
-        last = json.loads(kept[-1])["step"] if kept else 0
+        kept = _until(path, steps) if steps and path.is_file() else []
+        last = kept[-1]["step"] if kept else 0
         if last <= steps - every:
             raise CheckpointError(
                 f"{path} ends at meta-step {last} and the checkpoint at {steps}: start anew."
             )
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        path.write_text("", encoding="utf-8")
         self._path = path
         self._new: list[str] = []
+        for line in kept:
+            self.add(line)
+        self.flush()
 
     def add(self, line: dict[str, Any]) -> None:
         """One line, with its ``step``; numbers that JSON does not have are null."""
@@ -44,3 +45,19 @@ class Log:
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(self._new)
         self._new.clear()
+
+
+def _until(path: Path, steps: int) -> list[dict[str, Any]]:
+    """The lines up to a meta-step; those behind it are of meta-steps that will be run again, and
+    the last of them may be cut off.
+    """
+    kept = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if line["step"] > steps:
+            break
+        kept.append(line)
+    return kept

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studies.figures import age_figure, curve_figure, functions_figure
+from studies.figures_analysis import (
+    alignment_figure,
+    angle_figure,
+    forgetting_figure,
+    interference_figure,
+)
 from studies.gather import Run
 from studies.page import Section, write_page
 from studies.style import RC
@@ -47,6 +54,33 @@ PICTURES = (
         "all of them at the end.",
         functions_figure,
     ),
+    Picture(
+        "forgetting",
+        "What is known of each task (row) after each task was learned (column), mean over some "
+        "unseen episodes. A row that fades to the right is forgotten; what lies below the line was "
+        "not yet learned.",
+        forgetting_figure,
+    ),
+    Picture(
+        "interference",
+        "What learning one task (column) does to the loss on another (row): orange is harm, blue "
+        "is help. Above the line are tasks learned before, below it those still to come; the "
+        "diagonal is what learning a task does for itself, and may lie beyond the scale.",
+        interference_figure,
+    ),
+    Picture(
+        "angles",
+        "How far each layer's local update points away from gradient descent on the same examples: "
+        "0 degrees is the gradient's own direction, 90 degrees is unrelated to it. Vertical lines "
+        "mark where the next task begins.",
+        angle_figure,
+    ),
+    Picture(
+        "alignment",
+        "How far each layer's feedback weights point away from the forward weights that they stand "
+        "for, over the meta-training; 90 degrees is unrelated.",
+        alignment_figure,
+    ),
 )
 """Every kind of picture, in the order of the page; a new one is one line here."""
 
@@ -63,7 +97,7 @@ def write_report(out: Path, runs: Sequence[Run], title: str, result: dict) -> li
         for picture in PICTURES:
             name = f"{task}-{picture.name}.png"
             try:
-                content = render(picture, drawn)
+                content = render(partial(picture.draw, drawn))
             except ImportError:
                 left_out.append(name)
                 continue
@@ -75,12 +109,23 @@ def write_report(out: Path, runs: Sequence[Run], title: str, result: dict) -> li
     return left_out
 
 
-def render(picture: Picture, runs: Sequence[Run]) -> bytes | None:
+def save_figure(path: Path, draw: Callable[[], Figure | None]) -> bool:
+    """Write a picture; returns whether it was left out because matplotlib is missing."""
+    try:
+        content = render(draw)
+    except ImportError:
+        return True
+    if content is not None:
+        path.write_bytes(content)
+    return False
+
+
+def render(draw: Callable[[], Figure | None]) -> bytes | None:
     """A picture as PNG, or None. Raises ImportError without matplotlib."""
     import matplotlib
 
     with matplotlib.rc_context(RC):  # type: ignore[arg-type]
-        figure = picture.draw(runs)
+        figure = draw()
         if figure is None:
             return None
         buffer = BytesIO()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -12,17 +11,20 @@ from typing import Any
 
 import torch
 
-from metaplastic.errors import CheckpointError
+from metaplastic.portable import save_rule
 from metaplastic.training import StepReport
+from studies.analysis import AlignmentLog, analyse, write_analysis
 from studies.assembly import make_learner, make_run_task, make_training, pinned
 from studies.config import RunConfig
-from studies.results import Result, finite
-from studies.scoring import fitted_functions, score
+from studies.logs import Log
+from studies.results import Result
+from studies.scoring import fitted_functions, mean, score
 from studies.status import Every, Report, Smooth, Status
 from studies.words import run_headline
 from tasks import Task
 
 CHECKPOINT = "checkpoint.pt"
+RULE = "rule.safetensors"
 CURVE = "curve.jsonl"
 CHECKPOINT_SECONDS = 30.0
 
@@ -41,7 +43,8 @@ def run_training(
     resume: bool = False,
 ) -> Result:
     """Train and score one learner; the folder ``out`` gets ``config.json``, ``checkpoint.pt``,
-    ``curve.jsonl``, ``scores.npz`` and ``result.json``.
+    ``curve.jsonl``, ``scores.npz``, ``rule.safetensors`` and ``result.json``, and what there is to
+    analyse in ``alignment.jsonl`` and ``analysis.npz``.
 
     Args:
         config: what to run.
@@ -69,17 +72,20 @@ def run_training(
     if resume:
         extra = training.resume(out / CHECKPOINT)
         before, diverged = extra["seconds"], extra["diverged"]
-    curve = _Curve(out / CURVE, training.steps)
+    curve = Log(out / CURVE, training.steps)
+    alignment = AlignmentLog(out, learner, training.steps, config.steps)
 
     def save() -> None:
         curve.flush()
+        alignment.flush()
         seconds = before + time.monotonic() - began
         training.save(out / CHECKPOINT, {"seconds": seconds, "diverged": diverged})
 
     due, watch = Every(CHECKPOINT_SECONDS), _Watch(report, "training", config.steps, diverged)
     due()
     for step in training.run(config.steps):
-        curve.add(step)
+        curve.add(curve_line(step))
+        alignment.add(step.step)
         watch(step)
         diverged = watch.diverged
         if due():
@@ -96,6 +102,8 @@ def run_training(
 
     scores = score(learner, task, config.test, between=between)
     scores.write(out, fitted_functions(learner, task))
+    save_rule(learner, out / RULE, task=config.task, score=mean(scores.score))
+    write_analysis(out, analyse(learner, task))
     row = {**row_of(config), **scores.row()}
     result = Result(
         command="train",
@@ -108,6 +116,17 @@ def run_training(
     )
     result.write(out)
     return result
+
+
+def curve_line(step: StepReport) -> dict[str, Any]:
+    """One line of ``curve.jsonl``."""
+    return {
+        "step": step.step,
+        "loss": step.loss,
+        "accuracy": step.accuracy,
+        "gradient_norm": step.gradient_norm,
+        "diverged": len(step.diverged),
+    }
 
 
 def row_of(config: RunConfig) -> dict[str, Any]:
@@ -174,36 +193,6 @@ class _Watch:
         loss, accuracy = self._loss(step.loss), self._accuracy(step.accuracy)
         if self._due() or step.step == self.total:
             self.report(Status(self.stage, step.step, self.total, loss, accuracy, self.diverged))
-
-
-class _Curve:
-    """``curve.jsonl``, one line for each meta-step, in step with the checkpoint."""
-
-    def __init__(self, path: Path, steps: int) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if steps else []
-        if len(lines) < steps:
-            raise CheckpointError(
-                f"{path} ends at meta-step {len(lines)} and the checkpoint at {steps}: start anew."
-            )
-        # Lines behind the checkpoint are of meta-steps that will be run again.
-        path.write_text("".join(f"{line}\n" for line in lines[:steps]), encoding="utf-8")
-        self._path = path
-        self._new: list[str] = []
-
-    def add(self, step: StepReport) -> None:
-        line = {
-            "step": step.step,
-            "loss": step.loss,
-            "accuracy": step.accuracy,
-            "gradient_norm": step.gradient_norm,
-            "diverged": len(step.diverged),
-        }
-        self._new.append(json.dumps(finite(line), allow_nan=False) + "\n")
-
-    def flush(self) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(self._new)
-        self._new.clear()
 
 
 def _resume_hint(out: Path, done: int, total: int) -> str:

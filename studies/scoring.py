@@ -38,11 +38,20 @@ class Scores:
     """(E',)"""
     diverged: int
     """Episodes left out."""
+    kept: np.ndarray
+    """(E,) which of all episodes were finite."""
 
     @property
     def score(self) -> np.ndarray:
         """(E',) accuracy where there is one, else loss."""
         return self.loss if self.accuracy is None else self.accuracy
+
+    @property
+    def by_episode(self) -> np.ndarray:
+        """(E,) the score of every episode; a diverged one has accuracy 0, or an infinite loss."""
+        every = np.full(len(self.kept), np.inf if self.accuracy is None else 0.0)
+        every[self.kept] = self.score
+        return every
 
     def row(self) -> dict[str, object]:
         """The scores as they stand in a row of ``result.json``: means, null if all diverged;
@@ -97,6 +106,10 @@ def score(
     # The outer loop counts a loss beyond this limit as diverged, finite or not.
     limit = Unrolled().limit
     kept = [part.loss < limit for part in parts]
+    finite = np.zeros(count, dtype=bool)
+    for i, (part, fine) in enumerate(zip(parts, kept, strict=True)):
+        alive = np.setdiff1d(np.arange(min(BATCH, count - i * BATCH)), part.diverged)
+        finite[i * BATCH + alive[fine.numpy()]] = True
 
     def joined(name: str) -> np.ndarray | None:
         values = [getattr(part, name) for part in parts]
@@ -108,7 +121,7 @@ def score(
     loss, accuracy = joined("loss"), joined("accuracy")
     by_task = joined("task_loss" if accuracy is None else "task_accuracy")
     assert loss is not None
-    return Scores(loss, accuracy, by_task, joined("forgetting"), count - len(loss))
+    return Scores(loss, accuracy, by_task, joined("forgetting"), count - len(loss), finite)
 
 
 def fitted_functions(learner: Learner, task: Task) -> dict[str, np.ndarray]:

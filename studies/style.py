@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
 
 INK, MUTED, GRID = "#222222", "#6b6b6b", "#e6e6e6"
 # From Okabe and Ito's palette, which most colour-blind readers can tell apart, without its yellow,
@@ -21,6 +22,9 @@ COLOURS = {
     "none": NEUTRAL,
 }
 """Colours that a learner keeps in every picture."""
+
+HARM, NEITHER, HELP = "#B34E00", "#f7f7f7", "#00598C"
+"""Ends and middle of the diverging scale."""
 
 RC: dict[str, Any] = {
     "font.size": 10,
@@ -60,6 +64,22 @@ def colours(learners: Sequence[str]) -> list[str]:
         taken.add(own)
         found.append(own)
     return found
+
+
+def depth_colours(count: int) -> list[str]:
+    """One colour for each layer, the input side dark. Their lightness tells them apart too."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    scale = colormaps["viridis"]
+    return [to_hex(scale(0.75 * i / max(1, count - 1))) for i in range(count)]
+
+
+def diverging() -> Colormap:
+    """From help, blue, through nearly white to harm, orange."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("harm", [HELP, NEITHER, HARM])
 
 
 def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.062) -> None:

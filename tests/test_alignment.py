@@ -34,6 +34,7 @@ from metaplastic.credit import (
 )
 from metaplastic.errors import CompatibilityError, ConfigurationError
 from metaplastic.inner_loop import Rollout, draw
+from metaplastic.networks.layer import Layer
 from metaplastic.rules import Coefficient, Pool
 from metaplastic.signals import State, Teacher
 from tests.helpers import (
@@ -317,6 +318,22 @@ def test_layers_below_the_lowest_plastic_one_change_nothing_above():
     found = upper.field(upper.start(3), shown_to(upper, x, y))
     assert set(found) == {n for n in wanted if n[:6] in ("layer2", "layer3")}
     assert all(torch.equal(found[n], wanted[n]) for n in found)
+
+
+def test_layers_below_the_lowest_plastic_one_are_not_visited():
+    visited = []
+
+    class Counting(FeedbackAlignment):
+        def matrix(self, layer: Layer, state: State, presentation: Presentation) -> Tensor:
+            visited.append(layer.index)
+            return super().matrix(layer, state, presentation)
+
+    x, y = batch("mlp")
+    for rule, wanted in ((Delta(), [3]), (Pool(), [3, 2])):
+        learner = Learner(dense(), Counting(), {"position:2": rule}).double()
+        learner.field(learner.start(3), shown_to(learner, x, y))
+        assert visited == wanted
+        visited.clear()
 
 
 def test_random_targets_stand_in_for_the_error():
@@ -724,14 +741,15 @@ def test_a_bound_credit_keeps_its_weights_where_they_fit(credit):
     kept = again.credit.weights()
     assert kept.keys() == own.keys()
     assert all(torch.equal(kept[n], own[n]) for n in own)
-    assert not {id(w) for w in kept.values()} & {id(w) for w in first.credit.weights().values()}
+    given = {w.data_ptr() for w in first.credit.weights().values()}
+    assert not given & {w.data_ptr() for w in kept.values()}
 
     narrow = make(first.credit, mlp(5, 7, 6, 5, WAYS), generator=seeded(2))
     fresh = make(CREDITS[credit](), mlp(5, 7, 6, 5, WAYS), generator=seeded(2))
+    wanted = fresh.credit.weights()
     for name, weight in narrow.credit.weights().items():
-        fits = name in own and own[name].shape == weight.shape
-        source = own[name] if fits else fresh.credit.weights()[name]
-        assert torch.equal(weight, source), name
+        fits = name in own and own[name].shape == wanted[name].shape
+        assert torch.equal(weight, own[name] if fits else wanted[name]), name
     short = make(first.credit, mlp(5, 7, WAYS), generator=seeded(2))
     assert short.credit.groups().keys() == short.credit.weights().keys()
     buffers = [n for n, _ in short.credit.named_buffers()]
@@ -812,3 +830,18 @@ def test_decay_pulls_weights_to_zero():
     for name, change in bare.items():
         assert deviation(fixed[name], change - 0.2 * weights[name]) < 1e-14
         assert deviation(learned[name], fixed[name]) < 1e-14
+
+
+def test_optimisers_follow_feedback_that_is_learned():
+    """Twins get the same ``.grad``; fixed feedback is nothing that an optimiser could move."""
+    x, y = batch("mlp")
+    learner = make(KolenPollack("learned"), dense())
+    learner.assign_grads(x, y)
+    for name in learner.credit.groups():
+        forward = learner.network.parameter(name.replace("feedback", "weight"))
+        feedback = learner.credit.get_parameter(name)
+        assert forward.grad is not None
+        assert feedback.grad is not None
+        assert torch.equal(feedback.grad, forward.grad)
+    with pytest.raises(ConfigurationError, match=r"layer1_feedback .* weights='learned'"):
+        make(KolenPollack(), dense()).assign_grads(x, y)

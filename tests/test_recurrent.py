@@ -653,8 +653,10 @@ def test_a_rule_that_needs_more_than_the_network_says_is_an_error():
 
 def test_one_stream_at_a_time():
     learner = recurrent(Oja(0.1, 0.0))
-    with pytest.raises(ShapeError, match="got 3 examples for the activity of 1"):
-        learner.clone().adapt(normal(3, 3), normal(3, 2))
+    fast = learner.clone()
+    fast.adapt(normal(3, 3), normal(3, 2))  # the first presentation says how many streams there are
+    with pytest.raises(ShapeError, match="got 2 examples for the activity of 3"):
+        fast.adapt(normal(2, 3), normal(2, 2))
     episodes = regression(1, 2, 3, 3, 2, queries=5)
     with pytest.raises(ShapeError, match="3 streams were shown and 5 queries"):
         evaluate(learner, episodes)

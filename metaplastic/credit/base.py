@@ -17,7 +17,7 @@ from metaplastic.networks.base import Needs, he_normal
 from metaplastic.signals import Learn, Origin, Presentation, State, SynapseGroup
 
 
-class CreditAssignment(Described, nn.Module, ABC):
+class CreditAssignment(Described, ABC, nn.Module):
     """Carries the teaching signal to the synapses. It transports and never mixes.
 
     The lifetime: the user's credit is a template. ``bind`` makes one that fits a network, with its

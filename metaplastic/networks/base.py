@@ -40,7 +40,7 @@ class Observation:
     """The network's own state afterwards."""
 
 
-class Network(nn.Module, ABC):
+class Network(ABC, nn.Module):
     """Computes outputs from features and from weights that are passed in.
 
     Weights are seen as synapses: {group: (n_out, n_in)}. The module's own Parameters are the

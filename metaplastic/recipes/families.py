@@ -24,7 +24,8 @@ class PoolOptions(Options):
     """The terms that take part; see ``metaplastic.rules.Pool``."""
     theta: float = 0.01
     """Initial coefficient of F0; the others begin at 0."""
-    l1: float = 0.0
+    l1: float = 0.1
+    """Weight of sum |theta| in the meta-loss."""
     granularity: Granularity = "network"
     reduction: Reduction = "positions"
     feedback: Origin = "resampled"

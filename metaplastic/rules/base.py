@@ -16,7 +16,7 @@ from metaplastic.signals import LocalSignals, SynapseGroup
 Traces = dict[str, Tensor]
 
 
-class PlasticityRule(Described, nn.Module, ABC):
+class PlasticityRule(Described, ABC, nn.Module):
     """What one synapse group does with what reaches it: a pure function of local signals.
 
     The lifetime: the user's rule is a template. ``bind`` makes one for each plastic group;

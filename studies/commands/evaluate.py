@@ -11,6 +11,7 @@ from typing import Any
 from metaplastic.errors import ConfigurationError, UnknownNameError
 from metaplastic.learner import Learner
 from metaplastic.training import load_checkpoint
+from studies.analysis import analyse, write_analysis
 from studies.assembly import make_learner, make_run_task, pick_device, pinned
 from studies.commands.base import Command, finish
 from studies.commands.train import add_sizes, given_sizes
@@ -67,7 +68,9 @@ def run(arguments: argparse.Namespace) -> None:
 
         scores = score(learner, task, config.test, between=between)
         functions = fitted_functions(learner, task)
+        found = analyse(learner, task)
     scores.write(out, functions)
+    write_analysis(out, found)
     row: dict[str, Any] = {**row_of(config), **scores.row()}
     result = Result(
         command="evaluate",

@@ -13,6 +13,7 @@ from metaplastic.recipes import RECIPES
 from metaplastic.training import StepReport
 from studies.assembly import make_learner, make_run_task
 from studies.config import make_config, read_config
+from studies.logs import Log
 from studies.presets import sizes
 from studies.results import KEYS, ROW_KEYS
 from studies.run import search_rate
@@ -201,8 +202,8 @@ def test_the_configuration_is_read_back_as_it_was(command, tmp_path):
 
 
 def test_the_curve_is_json_even_where_a_gradient_is_not_finite(tmp_path):
-    curve_file = studies.run._Curve(tmp_path / "curve.jsonl", 0)
-    curve_file.add(StepReport(1, None, None, float("inf"), ()))
+    curve_file = Log(tmp_path / "curve.jsonl", 0)
+    curve_file.add(studies.run.curve_line(StepReport(1, None, None, float("inf"), ())))
     curve_file.flush()
 
     def refuse(name: str) -> None:
