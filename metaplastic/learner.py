@@ -311,7 +311,7 @@ class Learner(nn.Module):
         Args:
             x: examples (B, *).
             y: labels (B,) or targets (B, K).
-            generator: draws the noise of a credit that has any.
+            generator: draws the noise of a credit that has any, and what is resampled.
 
         Returns:
             The loss of each example before the change, (B,).
@@ -323,7 +323,7 @@ class Learner(nn.Module):
         with torch.no_grad():
             features = self.network.features(x)
             target = self.encode(y, x.shape[:1])
-            state = self.start(x.shape[0])
+            state = self.start(x.shape[0], generator)
             teacher = Teacher(self.objective, target)
             noise = self.noise((1, 1, len(features)), generator)
             shown = Presentation(features, teacher, noise=None if noise is None else noise[0, 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 Lines = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """{layer: (x, degrees)}, input side first."""
 
-MANY = 40
+MANY = 150
 """Points of a line from which on it is smoothed."""
 LARGEST = 6
 """Of a matrix with numbers in it."""
@@ -84,9 +85,9 @@ def _layer_figure(
         axes.axhline(90, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         ends = []
         for name, (x, y) in lines(run).items():
-            _line(axes, x, y, chosen[name])
+            last = _line(axes, x, y, chosen[name])
             # Rounded, so that lines upon each other are named in their order.
-            ends.append((round(float(y[np.isfinite(y)][-1]), 1), name, chosen[name]))
+            ends.append((round(last, 1), name, chosen[name]))
         points = np.concatenate([x for x, _ in lines(run).values()])
         axes.set_xlim(points.min(), max(2.0, points.max()))
         axes.set_ylim(-4, max(100.0, min(1.08 * top, 184.0)))
@@ -99,11 +100,13 @@ def _layer_figure(
     return figure
 
 
-def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-    many = len(x) >= MANY
-    axes.plot(x, smooth(y) if many else y, color=colour, linewidth=1.9)
-    if many:
+def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> float:
+    """Draws it, a long one smoothed; returns its last value."""
+    shown = smooth(y) if len(x) >= MANY else y
+    axes.plot(x, shown, color=colour, linewidth=1.9)
+    if len(x) >= MANY:
         axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.25)
+    return float(shown[np.isfinite(shown)][-1])
 
 
 def interference_figure(runs: Sequence[Run]) -> Figure | None:
@@ -173,9 +176,12 @@ def _matrix_figure(
     digits: int,
 ) -> Figure:
     """A heat map for each run, (K, K), on one scale; a line parts past and future tasks."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator
 
-    figure, panels = _panels(runs, columns=4, width=2.3, height=2.45, title=title, extra=1.3)
+    same = len({len(matrix) for matrix in values}) == 1
+    size = {"columns": 4, "width": 2.3, "height": 2.75 if any(notes) else 2.5}
+    figure, panels = _panels(runs, **size, title=title, extra=1.3, shared=same)
     image = None
     for axes, matrix, note in zip(panels, values, notes, strict=True):
         image = axes.imshow(matrix, **look)
@@ -188,18 +194,24 @@ def _matrix_figure(
         axes.spines[:].set_visible(False)
         corners = np.arange(count + 1) - 0.5
         axes.step(corners[:-1], corners[1:], where="post", color=INK, linewidth=1)
-        if note:
-            axes.set_xlabel(note, fontsize=9)
+        axes.set_xlabel(f"{labels[0]}\n{note}" if note else labels[0], fontsize=9)
+        if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            axes.set_ylabel(labels[1], fontsize=9)
         if count <= LARGEST:
             _numbers(axes, matrix, image, digits)
     assert image is not None
-    bar = figure.colorbar(image, ax=panels, shrink=0.85, aspect=24, pad=0.02, extend=extend)
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    ticks = LogLocator(subs=(1, 2, 5)) if isinstance(look["norm"], LogNorm) else None
+    shape: dict[str, Any] = {
+        "shrink": 0.85,
+        "aspect": 24,
+        "pad": 0.02,
+        "extend": extend,
+        "extendfrac": 0.04,
+    }
+    bar = figure.colorbar(image, ax=panels, ticks=ticks, format="%g", **shape)
+    bar.minorticks_off()
     bar.set_label(scale, color=MUTED, fontsize=9)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    figure.supxlabel(labels[0], color=MUTED, fontsize=10)
-    figure.supylabel(labels[1], color=MUTED, fontsize=10)
     return figure
 
 
@@ -220,19 +232,23 @@ def _panels(
     height: float,
     title: str,
     extra: float = 0.0,
+    shared: bool = True,
 ) -> tuple[Figure, list[Axes]]:
-    """Axes side by side, one under the name of each run; sizes in inches."""
+    """Axes side by side, one under the name of each run, their y shared or not; in inches."""
     from matplotlib.figure import Figure
 
     rows = -(-len(runs) // columns)
     columns = -(-len(runs) // rows)
+    names = [fill(run.label, round(10 * width), break_on_hyphens=False) for run in runs]
+    lines = 1 + max(name.count("\n") for name in names)
     figure = Figure(
-        figsize=(max(4.6, columns * width + extra), rows * height + 0.9), layout="constrained"
+        figsize=(max(4.6, columns * width + extra), rows * (height + 0.2 * lines) + 0.5),
+        layout="constrained",
     )
-    grid = np.ravel(figure.subplots(rows, columns, squeeze=False, sharey=True))
+    grid = np.ravel(figure.subplots(rows, columns, squeeze=False, sharey=shared))
     chosen = colours([run.config.learner for run in runs])
-    for axes, run, colour in zip(grid, runs, chosen, strict=False):
-        axes.set_title(run.label, color=colour, fontsize=10)
+    for axes, name, colour in zip(grid, names, chosen, strict=False):
+        axes.set_title(name, color=colour, fontsize=10)
     for axes in grid[len(runs) :]:
         axes.set_axis_off()
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11, color=INK)

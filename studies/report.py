@@ -65,7 +65,8 @@ PICTURES = (
         "interference",
         "What learning one task (column) does to the loss on another (row): orange is harm, blue "
         "is help. Above the line are tasks learned before, below it those still to come; the "
-        "diagonal is what learning a task does for itself, and may lie beyond the scale.",
+        "diagonal is what learning a task does for itself. The scale is that of tasks learned "
+        "before, and what lies beyond it has the colour of its end.",
         interference_figure,
     ),
     Picture(

@@ -7,6 +7,7 @@ from torch import Tensor
 from metaplastic.errors import check_choice
 from metaplastic.rules.base import PlasticityRule, Traces
 from metaplastic.rules.coefficient import Coefficient, Granularity
+from metaplastic.rules.traces import shown
 from metaplastic.signals import LocalSignals, Reduction
 
 
@@ -63,9 +64,9 @@ class Delta(PlasticityRule):
         coefficients: dict[str, Tensor],
     ) -> tuple[Tensor, Traces]:
         error = signals.error
-        if signals.gain is not None:
+        if self.derivative and signals.gain is not None:
             error = error * signals.gain
         change = coefficients["rate"] * signals.correlate(error, signals.pre, self.reduction)
         if self._decays:
-            change = change - coefficients["decay"] * weight
+            change = change - coefficients["decay"] * shown(signals) * weight
         return change, traces
