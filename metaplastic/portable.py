@@ -228,7 +228,8 @@ def _nearest(group: SynapseGroup, pattern: str, learned: LearnedRule) -> str | N
         if name in learned.coefficients and source.pattern == pattern
     }
     same = {name: source for name, source in found.items() if source.role == group.role} or found
-    return min(same, key=lambda n: abs(_depth(same[n]) - _depth(group)), default=None)
+    distance = {n: (abs(_depth(same[n]) - _depth(group)), n != group.name) for n in same}
+    return min(distance, key=distance.__getitem__, default=None)
 
 
 def _depth(group: SynapseGroup) -> float:

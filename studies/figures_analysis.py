@@ -124,9 +124,8 @@ def interference_figure(runs: Sequence[Run]) -> Figure | None:
         drawn,
         values,
         {"cmap": diverging(), "norm": Normalize(-limit, limit)},
-        notes=[f"tasks before: {v.mean():+.2g} on average" for v in before],
         title="Change of the loss on one task by learning another",
-        labels=("task that is learned", "task that is asked about"),
+        below=[f"task that is learned\ntasks before: {v.mean():+.2g} on average" for v in before],
         scale="change of the loss (harm is positive)",
         extend="both",
         digits=2,
@@ -154,9 +153,8 @@ def forgetting_figure(runs: Sequence[Run]) -> Figure | None:
         drawn,
         values,
         look,
-        notes=[""] * len(drawn),
         title=f"{what.capitalize()} of each task after each task",
-        labels=("after task", "task that is asked about"),
+        below=["after task"] * len(drawn),
         scale=f"{what}, dark is good",
         extend="neither",
         digits=0 if accuracy else 2,
@@ -168,9 +166,8 @@ def _matrix_figure(
     values: Sequence[np.ndarray],
     look: dict[str, Any],
     *,
-    notes: Sequence[str],
     title: str,
-    labels: tuple[str, str],
+    below: Sequence[str],
     scale: str,
     extend: str,
     digits: int,
@@ -180,10 +177,10 @@ def _matrix_figure(
     from matplotlib.ticker import LogLocator
 
     same = len({len(matrix) for matrix in values}) == 1
-    size = {"columns": 4, "width": 2.3, "height": 2.75 if any(notes) else 2.5}
+    size = {"columns": 4, "width": 2.3, "height": 2.5 + 0.25 * below[0].count("\n")}
     figure, panels = _panels(runs, **size, title=title, extra=1.3, shared=same)
     image = None
-    for axes, matrix, note in zip(panels, values, notes, strict=True):
+    for axes, matrix, label in zip(panels, values, below, strict=True):
         image = axes.imshow(matrix, **look)
         count = len(matrix)
         step = 1 if count <= 10 else 5
@@ -194,21 +191,16 @@ def _matrix_figure(
         axes.spines[:].set_visible(False)
         corners = np.arange(count + 1) - 0.5
         axes.step(corners[:-1], corners[1:], where="post", color=INK, linewidth=1)
-        axes.set_xlabel(f"{labels[0]}\n{note}" if note else labels[0], fontsize=9)
+        axes.set_xlabel(label, fontsize=9)
         if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-            axes.set_ylabel(labels[1], fontsize=9)
+            axes.set_ylabel("task that is asked about", fontsize=9)
         if count <= LARGEST:
             _numbers(axes, matrix, image, digits)
     assert image is not None
     ticks = LogLocator(subs=(1, 2, 5)) if isinstance(look["norm"], LogNorm) else None
-    shape: dict[str, Any] = {
-        "shrink": 0.85,
-        "aspect": 24,
-        "pad": 0.02,
-        "extend": extend,
-        "extendfrac": 0.04,
-    }
-    bar = figure.colorbar(image, ax=panels, ticks=ticks, format="%g", **shape)
+    ends: dict[str, Any] = {"extend": extend, "extendfrac": 0.04}
+    place = {"shrink": 0.85, "aspect": 24, "pad": 0.02}
+    bar = figure.colorbar(image, ax=panels, ticks=ticks, format="%g", **place, **ends)
     bar.minorticks_off()
     bar.set_label(scale, color=MUTED, fontsize=9)
     bar.outline.set_visible(False)  # type: ignore[operator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
@@ -16,6 +17,8 @@ from metaplastic.networks.base import he_normal
 from metaplastic.recipes import Recipe
 from tasks import Task
 
+_SIZES = r"\d+(?:x\d+)*"
+ARCH = re.compile(rf"mlp:(?P<mlp>{_SIZES})|conv:(?P<channels>{_SIZES})(?:-(?P<widths>{_SIZES}))?")
 CHANNELS = 32
 CONVOLUTIONS = 3
 
@@ -66,21 +69,17 @@ def build_architecture(arch: str, task: Task, generator: torch.Generator) -> Lay
     Raises:
         ConfigurationError: for another spelling, or a convolution over vectors.
     """
-    kind, _, sizes = arch.partition(":")
-    parts = sizes.split("-") if kind == "conv" else ["", sizes]
-    try:
-        channels, widths = ([int(n) for n in part.split("x") if part] for part in parts)
-    except ValueError:
-        channels, widths = [], []
-    if kind not in ("mlp", "conv") or min([0, *channels, *widths][1:], default=0) < 1:
+    found = ARCH.fullmatch(arch)
+    channels, widths = ([int(n) for n in text.split("x") if n] for text in _parts(found))
+    if found is None or min([*channels, *widths]) < 1:
         raise ConfigurationError(
             f"an architecture is written mlp:64x64 or conv:32x32-64 (channels, then widths); got "
             f"{arch!r}."
         )
     shape = task.input_shape
-    if kind == "conv" and (len(shape) != 3 or not channels):
+    if channels and len(shape) != 3:
         raise ConfigurationError(
-            f"{arch} needs images and channels; {task.name} has inputs {shape}: take mlp:64x64."
+            f"{arch} needs images; {task.name} has inputs {shape}: take mlp:64x64."
         )
     chain: list[nn.Module] = []
     features = prod(shape)
@@ -98,6 +97,13 @@ def build_architecture(arch: str, task: Task, generator: torch.Generator) -> Lay
     network = LayeredNetwork(nn.Sequential(*chain[:-1]), input_shape=shape)
     _draw(network, generator)
     return network
+
+
+def _parts(found: re.Match[str] | None) -> tuple[str, str]:
+    """Channels and widths of an architecture, as written."""
+    if found is None:
+        return "", ""
+    return found["channels"] or "", found["mlp"] or found["widths"] or ""
 
 
 def _convolutions(shape: tuple[int, ...], feature_norm: float) -> list[nn.Module]:

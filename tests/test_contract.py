@@ -1,245 +1,300 @@
-"""What every network, credit and rule must do, over a table of combinations, on every device.
+"""Every rule, credit and meta-gradient of the library under the contract of its kind.
 
 To add a method, add a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor, nn
 
+import metaplastic.credit
+import metaplastic.metagradient
+import metaplastic.rules
 from metaplastic import (
+    ABCD,
     Backprop,
+    Backpropamine,
+    Coefficient,
     CreditAssignment,
-    CrossEntropy,
     Delta,
+    DifferentiablePlasticity,
     DirectFeedback,
-    Episodes,
+    DirectRandomTarget,
+    Eligibility,
+    Evolution,
+    FeedbackAlignment,
     Hebb,
-    LayeredNetwork,
-    Learner,
-    LocalSignals,
+    KolenPollack,
+    MetaGradient,
+    Network,
+    Neuromodulation,
     Oja,
+    OjaSubspace,
     PlasticityRule,
-    SquaredError,
-    SynapseGroup,
+    Polynomial,
+    Pool,
+    RecurrentNetwork,
+    Sanger,
+    SignSymmetry,
     Unrolled,
+    Unsupervised,
+    WeightMirror,
 )
-from metaplastic.signals import Presentation, State, Teacher
+from metaplastic.errors import CompatibilityError
+from metaplastic.testing import CreditContract, MetaGradientContract, RuleContract
+from metaplastic.testing.loop import LearnerBench
+from metaplastic.testing.parts import conv, mlp
 
-CREDITS: dict[str, Callable[[], CreditAssignment]] = {
-    "backprop": Backprop,
-    "direct-error": DirectFeedback,
-    "direct-target": lambda: DirectFeedback("target"),
-    "direct-deep": lambda: DirectFeedback(
-        depth=2, width=4, rectify=True, bias=True, output="feedback"
-    ),
-    "dfa": lambda: DirectFeedback(weights="fixed"),
-    "dfa-resampled": lambda: DirectFeedback(weights="resampled"),
-}
+Rules = PlasticityRule | Mapping[str, PlasticityRule | None]
+
+
+def abcd(variant: str, **options) -> ABCD:
+    """All terms of a variant at values that move."""
+    inside, _, outside = variant.partition("+")
+    terms = {name: 0.2 for name in inside} | ({"D_out": 0.01} if outside else {})
+    return ABCD(variant, rate=0.1, **terms, **options)  # type: ignore[arg-type]
+
+
 RULES: dict[str, Callable[[], PlasticityRule]] = {
     "hebb": lambda: Hebb(0.02, granularity="neuron"),
+    "hebb-of-activity": lambda: Hebb(0.02, mix=0.0),
+    "hebb-of-teaching": lambda: Hebb(0.02, mix=1.0, fan_in=True, reduction="examples"),
+    "hebb-free": lambda: Hebb(0.003, bounded=False, granularity="layer"),
     "oja": lambda: Oja(0.02),
-    "oja-faithful": lambda: Oja(0.003, bounded=False, granularity="layer"),
+    "oja-free": lambda: Oja(0.003, bounded=False, granularity="layer", multiplier=2.0),
     "oja-network": lambda: Oja(0.02, granularity="network"),
+    "oja-mix-of-neurons": lambda: Oja(
+        0.02, Coefficient(0.4, granularity="neuron", bound="sigmoid", role="mixing", l1=0.01)
+    ),
+    "oja-sum": lambda: Oja(0.02, reduction="sum"),
     "delta": lambda: Delta(0.02, learned=True),
+    "delta-synapse": lambda: Delta(0.02, learned=True, granularity="synapse", reduction="sum"),
     "delta-flat": lambda: Delta(0.02, derivative=False, reduction="positions"),
+    "delta-decay": lambda: Delta(0.02, learned=True, decay=0.01),
+    "delta-learned-decay": lambda: Delta(0.02, decay=Coefficient(0.01, bound="sigmoid")),
+    "pool": lambda: Pool({f"F{r}": 0.01 for r in range(10)}),
+    "pool-of-layers": lambda: Pool({"F0": 0.01, "F3": 0.01, "F9": 0.01}, granularity="layer"),
+    "pool-of-synapses": lambda: Pool({"F0": 0.01, "F6": 0.01}, granularity="synapse", l1=0.01),
+    "abcd-A": lambda: abcd("A"),
+    "abcd-AD": lambda: abcd("AD", granularity="neuron"),
+    "abcd-ABC": lambda: abcd("ABC", reduction="examples"),
+    "abcd": lambda: abcd("ABCD"),
+    "abcd-ABC+D": lambda: abcd("ABC+D", reduction="sum"),
+    "abcd-ABCD+D": lambda: abcd("ABCD+D", granularity="layer"),
+    "abcd-normalised": lambda: abcd("ABCD", normalise=True),
+    "polynomial": lambda: Polynomial({"110": 0.02, "021": -0.02, "000": 0.01, "001": -0.01}),
+    "polynomial-full": lambda: Polynomial.full(2, rate=0.02, granularity="layer", l1=0.01),
+    "polynomial-modulated": lambda: Polynomial({"1101": 0.02, "0210": -0.02}),
+    "polynomial-taught": lambda: Polynomial({"110": 0.02, "112": 0.01}, teaching=True),
+    "subspace": lambda: OjaSubspace(0.02),
+    "subspace-of-activity": lambda: OjaSubspace(0.02, mix=0.0, granularity="synapse"),
+    "sanger": lambda: Sanger(0.02),
+    "sanger-of-teaching": lambda: Sanger(0.02, mix=1.0, reduction="examples"),
+    "eligibility-modulator": lambda: Eligibility(0.05, 4.0),
+    "eligibility-teaching": lambda: Eligibility(0.05, 4.0, third="teaching", granularity="synapse"),
+    "eligibility-no-memory": lambda: Eligibility(0.05, 1.0, learned=False),
+    "plastic-decay": lambda: DifferentiablePlasticity("decay", 0.1, 0.2),
+    "plastic-oja": lambda: DifferentiablePlasticity("oja", 0.1, 0.2, granularity="neuron"),
+    "plastic-clip": lambda: DifferentiablePlasticity("clip", 0.1, 0.2, bound=0.05),
+    "backpropamine": lambda: Backpropamine("simple", 0.1),
+    "backpropamine-soft": lambda: Backpropamine("simple", 0.1, clip="soft", granularity="layer"),
+    "backpropamine-retroactive": lambda: Backpropamine("retroactive", 0.1, 0.2),
+    "backpropamine-unclipped": lambda: Backpropamine("retroactive", 0.1, 0.2, clip=None),
 }
 
 
-def mlp(outputs: int) -> LayeredNetwork:
-    return LayeredNetwork(
-        nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, outputs))
-    )
+@dataclass(frozen=True)
+class Row:
+    """A credit, and what it is to be run with where that is not the contract's own choice."""
+
+    credit: Callable[[], CreditAssignment]
+    rule: Callable[[], Rules] | None = None
+    network: Callable[[], Network] | None = None
+    batch: int = 3
+    exact: bool = True
 
 
-def conv(outputs: int) -> LayeredNetwork:
-    trunk = nn.Sequential(nn.Unflatten(1, (1, 2, 3)), nn.ZeroPad2d(1), nn.Conv2d(1, 2, 1))
-    chain = nn.Sequential(
-        nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(18, outputs)
-    )
-    return LayeredNetwork(chain, trunk=trunk, input_shape=(6,))
+def recurrent(modulator: str | None) -> Callable[[], Network]:
+    return lambda: RecurrentNetwork(6, 5, 3, modulator=modulator, instruction=True)
 
 
-NETWORKS = {"mlp": mlp, "conv": conv}
+def mirrored() -> Rules:
+    mirror = Delta(0.02, derivative=False, decay=0.1)
+    return {"role:feedback": mirror, "*": Delta(0.02, learned=True)}
 
 
-def make(network: str, credit: str, rule: str, classes: bool, device: str) -> Learner:
-    torch.manual_seed(1)
-    learner = Learner(
-        NETWORKS[network](3),
-        CREDITS[credit](),
-        {"*": RULES[rule]()},
-        CrossEntropy() if classes else SquaredError(),
-    )
-    return learner.to(device, torch.float64)
+def without_biases() -> Rules:
+    return {"role:bias": None, "*": Pool({"F2": 0.02})}  # the unit before a bias has no error
 
 
-def episodes(count: int, classes: bool, seed: int = 0) -> Episodes:
-    g = torch.Generator().manual_seed(seed)
-
-    def y(*lead: int) -> Tensor:
-        if classes:
-            return torch.randint(0, 3, lead, generator=g)
-        return torch.randn(*lead, 3, generator=g, dtype=torch.float64)
-
-    def x(*lead: int) -> Tensor:
-        return torch.randn(*lead, 6, generator=g, dtype=torch.float64)
-
-    return Episodes(x(count, 4, 2), y(count, 4, 2), x(count, 3), y(count, 3))
+def decaying() -> Rules:
+    return {"*": Delta(0.02, learned=True, decay=0.05)}
 
 
-def meta_gradient(learner: Learner, shown: Episodes, **options) -> dict[str, Tensor]:
-    learner.zero_grad()
-    outcome = Unrolled(**options).gradient(
-        learner, shown, generator=torch.Generator().manual_seed(5)
-    )
-    assert not outcome.diverged
-    return {name: p.grad.clone() for name, p in learner.named_parameters()}
+CREDITS: dict[str, Row] = {
+    "backprop": Row(Backprop),
+    "backprop-pool": Row(lambda: Backprop(input_beta=2.0, linked=True), RULES["pool"]),
+    "direct-error": Row(DirectFeedback),
+    "direct-error-oja": Row(DirectFeedback, lambda: Oja(0.02)),
+    "direct-target": Row(lambda: DirectFeedback("target"), lambda: Oja(0.02)),
+    "direct-deep": Row(
+        lambda: DirectFeedback(depth=2, width=4, rectify=True, bias=True, output="feedback"),
+        lambda: Oja(0.02),
+    ),
+    "direct-detached": Row(lambda: DirectFeedback(detach_error=True), exact=False),
+    "dfa": Row(lambda: DirectFeedback(weights="fixed")),
+    "dfa-resampled": Row(lambda: DirectFeedback(weights="resampled")),
+    "random-target": Row(DirectRandomTarget),
+    "random-target-learned": Row(lambda: DirectRandomTarget("learned")),
+    "alignment": Row(FeedbackAlignment),
+    "alignment-learned": Row(lambda: FeedbackAlignment("learned"), without_biases),
+    "alignment-resampled": Row(lambda: FeedbackAlignment("resampled", linked=True)),
+    "kolen-pollack": Row(KolenPollack, decaying),
+    "kolen-pollack-learned": Row(lambda: KolenPollack("learned"), decaying),
+    "mirror": Row(WeightMirror, mirrored),
+    "mirror-resampled": Row(lambda: WeightMirror("resampled", sigma=0.3), mirrored),
+    "signs": Row(SignSymmetry),
+    "signs-fixed": Row(lambda: SignSymmetry("fixed")),
+    "signs-learned": Row(lambda: SignSymmetry("learned")),
+    "signs-resampled": Row(lambda: SignSymmetry("resampled")),
+    "signs-presentation": Row(lambda: SignSymmetry("presentation")),
+    "neuromodulation": Row(Neuromodulation),
+    "neuromodulation-target": Row(
+        lambda: Neuromodulation("target", weights="resampled"), RULES["polynomial-modulated"]
+    ),
+    "unsupervised": Row(Unsupervised),
+    "unsupervised-recurrent": Row(
+        Unsupervised, RULES["plastic-decay"], recurrent(None), batch=1
+    ),
+    "unsupervised-modulated": Row(
+        Unsupervised, RULES["backpropamine-retroactive"], recurrent("fanout"), batch=1
+    ),
+}  # fmt: skip
+LAYERED = {"mlp": mlp, "conv": conv}
+PLACES = [
+    (name, network)
+    for name, row in CREDITS.items()
+    for network in (["own"] if row.network else LAYERED)
+]
+
+METAGRADIENTS: dict[str, tuple[MetaGradient, bool]] = {
+    "unrolled": (Unrolled(), True),
+    "unrolled-vmap": (Unrolled(batching="vmap"), True),
+    "unrolled-loop": (Unrolled(batching="loop"), True),
+    "checkpointed": (Unrolled(checkpoint_every=3), True),
+    "truncated-nowhere": (Unrolled(truncate=9), True),
+    "truncated": (Unrolled(truncate=2), False),
+    "first-order": (Unrolled(first_order=True), False),
+    "evolution": (Evolution(pairs=3), False),
+    "evolution-unshaped": (Evolution(pairs=2, shaping="none", batching="loop"), False),
+}
+"""And whether it computes the whole gradient."""
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def flat(state: State) -> list[Tensor]:
-    leaves: list[Tensor] = []
-    for value in state.values():
-        leaves += flat(value) if isinstance(value, dict) else [value]
-    return leaves
+class OnDevices:
+    @pytest.fixture(params=DEVICES)
+    def device(self, request: pytest.FixtureRequest) -> str:
+        return request.param
 
 
-devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-networks = pytest.mark.parametrize("network", NETWORKS)
-credits = pytest.mark.parametrize("credit", CREDITS)
-rules = pytest.mark.parametrize("rule", RULES)
+class TestRule(OnDevices, RuleContract):
+    @pytest.fixture(params=RULES)
+    def rule(self, request: pytest.FixtureRequest) -> PlasticityRule:
+        return RULES[request.param]()
 
 
-@devices
-@networks
-@credits
-@rules
-def test_a_step_is_pure_local_and_free_of_autograd(
-    network: str, credit: str, rule: str, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learner = make(network, credit, rule, classes=True, device=device)
-    x = torch.randn(3, 6, dtype=torch.float64, device=device)
-    target = learner.encode(torch.tensor([0, 2, 1], device=device), x.shape[:1])
-    given = Presentation(learner.network.features(x), Teacher(learner.objective, target))
-    state = learner.start(3, torch.Generator().manual_seed(0))
-    before = [t.clone() for t in flat(state)]
-    after = learner.step(state, given)
+class TestCredit(OnDevices, CreditContract):
+    @pytest.fixture(params=PLACES, ids="-".join)
+    def place(self, request: pytest.FixtureRequest) -> tuple[str, str]:
+        return request.param
 
-    def refuse(*arguments, **options):
-        raise AssertionError("a local rule called autograd")
+    @pytest.fixture
+    def row(self, place: tuple[str, str]) -> Row:
+        return CREDITS[place[0]]
 
-    monkeypatch.setattr(torch.autograd, "grad", refuse)
-    monkeypatch.setattr(torch.Tensor, "backward", refuse)
-    with torch.inference_mode():
-        again = learner.step(learner.start(3, torch.Generator().manual_seed(0)), given)
-    assert after.keys() == state.keys()
-    for was, is_now, old in zip(before, flat(state), flat(after), strict=True):
-        assert torch.equal(was, is_now)
-        assert old.shape == was.shape
-        assert old.dtype == torch.float64
-        assert old.device == was.device
-    for a, b in zip(flat(after), flat(again), strict=True):
-        assert torch.equal(a, b)
-    moved = [
-        n for n in learner.plastic if not torch.equal(after["weights"][n], state["weights"][n])
-    ]
-    assert set(moved) == set(learner.plastic)
+    @pytest.fixture
+    def credit(self, row: Row) -> CreditAssignment:
+        return row.credit()
+
+    @pytest.fixture
+    def exact(self, row: Row) -> bool:
+        return row.exact
+
+    @pytest.fixture
+    def network(self, place: tuple[str, str], row: Row) -> Network:
+        return (row.network or LAYERED[place[1]])()
+
+    @pytest.fixture
+    def batch(self, row: Row) -> int:
+        return row.batch
+
+    @pytest.fixture
+    def rule(self, row: Row, credit: CreditAssignment) -> Rules:
+        return default_rule(credit) if row.rule is None else row.rule()
 
 
-@devices
-@networks
-@credits
-@rules
-def test_all_ways_through_the_loop_give_one_gradient(
-    network: str, credit: str, rule: str, device: str
-) -> None:
-    learner = make(network, credit, rule, classes=True, device=device)
-    shown = episodes(3, classes=True)
-    plain = meta_gradient(learner, shown, batching="loop")
-    for options in (
-        {"batching": "vmap"},
-        {"batching": "vmap", "checkpoint_every": 3},
-        {"batching": "loop", "checkpoint_every": 1},
-        {"truncate": 4},
-    ):
-        other = meta_gradient(learner, shown, **options)
-        for name in plain:
-            torch.testing.assert_close(other[name], plain[name], rtol=1e-12, atol=1e-15)
+def default_rule(credit: CreditAssignment) -> Rules:
+    """What the contract itself would take."""
+    if "teaching" in credit.provides:
+        return Delta(0.02, learned=True)
+    return Eligibility(0.02) if "modulator" in credit.provides else Hebb(0.02, mix=0.0)
 
 
-@networks
-@credits
-@rules
-@pytest.mark.parametrize("classes", [True, False])
-def test_meta_gradient_against_central_differences(
-    network: str, credit: str, rule: str, classes: bool
-) -> None:
-    learner = make(network, credit, rule, classes, "cpu")
-    shown = episodes(2, classes, seed=3)
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():  # off the kinks where feedback biases of 0 meet silent feedback units
-        for name, p in learner.named_parameters():
-            if name.endswith("_bias"):
-                p += 0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
-    gradient = meta_gradient(learner, shown)
-    direction = {
-        n: torch.randn(p.shape, generator=generator, dtype=torch.float64)
-        for n, p in learner.named_parameters()
-    }
-    start = {n: p.detach().clone() for n, p in learner.named_parameters()}
+class TestMetaGradient(OnDevices, MetaGradientContract):
+    @pytest.fixture(params=METAGRADIENTS)
+    def row(self, request: pytest.FixtureRequest) -> tuple[MetaGradient, bool]:
+        return METAGRADIENTS[request.param]
 
-    def loss(step: float) -> float:
-        with torch.no_grad():
-            for name, p in learner.named_parameters():
-                p.copy_(start[name] + step * direction[name])
-        outcome = Unrolled().gradient(learner, shown, generator=torch.Generator().manual_seed(5))
-        return float(outcome.loss.mean())
+    @pytest.fixture
+    def metagradient(self, row: tuple[MetaGradient, bool]) -> MetaGradient:
+        return row[0]
 
-    slope = sum(float((gradient[n] * direction[n]).sum()) for n in gradient)
-    errors = [abs((loss(h) - loss(-h)) / (2 * h) - slope) for h in (1e-4, 1e-5, 1e-6)]
-    assert min(errors) < 1e-6 * max(abs(slope), 1e-2)
+    @pytest.fixture
+    def exact(self, row: tuple[MetaGradient, bool]) -> bool:
+        return row[1]
 
 
-@rules
-@pytest.mark.parametrize("optional", [True, False])
-def test_a_rule_sees_its_own_synapse_alone(rule: str, optional: bool) -> None:
-    """Changing every other unit's signals and weights leaves a synapse's change bitwise as it was,
-    whether or not signals that the rule did not ask for are there."""
-    group = SynapseGroup("layer0_weight", 4, 3)
-    bound = RULES[rule]().bind(group).double()
-    g = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("name", list({type(RULES[n]()): n for n in RULES}.values()))
+@pytest.mark.parametrize("sender", [n for n, row in CREDITS.items() if row.network is None])
+def test_every_rule_under_every_credit(sender: str, name: str) -> None:
+    """A step is pure and moves every group, or the learner is refused when it is made."""
+    credit, rule = CREDITS[sender].credit(), RULES[name]()
+    rules = {"*": rule}
+    if isinstance(credit, WeightMirror):
+        rules = {"role:feedback": Delta(0.02, derivative=False), "*": rule}
+    bench = LearnerBench(mlp(), credit, rules)
+    sent = credit.provides | (mlp().provides if isinstance(credit, Unsupervised) else frozenset())
+    if not rule.needs <= sent:
+        with pytest.raises(CompatibilityError):
+            bench.learner()
+        return
+    contract = CreditContract()
+    contract.test_a_step_is_pure(bench, dtype=torch.float64)
+    contract.test_every_plastic_group_moves(bench)
 
-    def signals(keep: tuple[int, int] | None) -> tuple[Tensor, LocalSignals]:
-        g.manual_seed(0)
-        rows = {"pre": 3, "post": 4, "teaching": 4, "gain": 4}
-        values = {
-            n: torch.randn(2, size, generator=g, dtype=torch.float64) for n, size in rows.items()
-        }
-        weight = torch.randn(4, 3, generator=g, dtype=torch.float64)
-        if keep is not None:
-            i, j = keep
-            for name, value in values.items():
-                k = j if name == "pre" else i
-                values[name] = value + 5.0
-                values[name][:, k] = value[:, k]
-            kept = weight[i, j].clone()
-            weight = weight * 3 + 1
-            weight[i, j] = kept
-        if optional:
-            values["modulator"] = torch.randn(2, 1, generator=g, dtype=torch.float64)
-        wanted = {"pre", "post", "modulator"} | bound.needs
-        return weight, LocalSignals(**{n: v for n, v in values.items() if n in wanted})
 
-    coefficients = bound.coefficients()
-    weight, seen = signals(None)
-    plain, _ = bound.update(weight, seen, bound.init(weight), coefficients)
-    for i in range(4):
-        for j in range(3):
-            weight, seen = signals((i, j))
-            other, _ = bound.update(weight, seen, bound.init(weight), coefficients)
-            assert torch.allclose(other[i, j], plain[i, j], rtol=1e-15, atol=0)
-            assert not torch.allclose(other, plain)
+def concrete(module: object, base: type) -> set[type]:
+    """What a package exports of one kind, without the abstract."""
+    found = {v for v in vars(module).values() if inspect.isclass(v) and issubclass(v, base)}
+    return {kind for kind in found if not inspect.isabstract(kind)}
+
+
+@pytest.mark.parametrize(
+    ("module", "base", "table"),
+    [
+        (metaplastic.rules, PlasticityRule, [make() for make in RULES.values()]),
+        (metaplastic.credit, CreditAssignment, [row.credit() for row in CREDITS.values()]),
+        (metaplastic.metagradient, MetaGradient, [m for m, _ in METAGRADIENTS.values()]),
+    ],
+)
+def test_no_method_is_missing_from_the_table(module: object, base: type, table: list) -> None:
+    exported = concrete(module, base)
+    assert exported != set()
+    assert exported <= {type(made) for made in table}

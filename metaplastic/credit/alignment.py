@@ -134,8 +134,9 @@ class WeightMirror(FeedbackAlignment):
                 pre = layer.unfold(xi.reshape(-1, *layer.in_shape))
                 post = layer.activation(pre @ state["weights"][f"{layer.name}_weight"].mT)
                 weight = presentation.weight
+                teaching = post if "teaching" in learn.needs[name] else None
                 signals[name] = LocalSignals(
-                    pre, post, post, weight=layer.per_row(weight), sites=layer.sites
+                    pre, post, teaching, weight=layer.per_row(weight), sites=layer.sites
                 )
         return super().present(network, learn(state, signals), presentation, learn)
 

@@ -62,7 +62,7 @@ class CreditContract(LearnerFixtures):
     def rule(
         self, credit: CreditAssignment
     ) -> PlasticityRule | Mapping[str, PlasticityRule | None]:
-        """The rule of every group, or rules by pattern; by default one for what the credit sends."""
+        """The rule of every group, or rules by pattern; by default one for what is sent."""
         if "teaching" in credit.provides:
             return Delta(0.02, learned=True, derivative="gain" in credit.provides)
         return Eligibility(0.02) if "modulator" in credit.provides else Hebb(0.02, mix=0.0)

@@ -52,6 +52,7 @@ class KeptRule:
         objective = {"type": "CrossEntropy", "scale": "example"}
         learned = LearnedRule(Backprop().describe(), {"*": described}, objective, {}, {}, {})
         made = rebuild(learned, known(bench.rule))[1]["*"]
+        assert made is not None
         assert type(made) is type(bench.rule)
         assert (made.needs, made.scope) == (bench.rule.needs, bench.rule.scope)
         assert_equal(dict(made.state_dict()), dict(bench.rule.state_dict()))

@@ -66,7 +66,7 @@ class LearnerBench:
         noise = direction(learner, seed)
         with torch.no_grad():
             for name, p in learner.named_parameters():
-                p += (0.03 if id(p) in coefficients else 0.1) * noise[name]
+                p += (0.01 if id(p) in coefficients else 0.1) * noise[name]
         return learner.to(dtype)
 
     def episodes(

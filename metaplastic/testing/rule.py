@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaplastic.rules import PlasticityRule
-from metaplastic.signals import Kind, LocalSignals
+from metaplastic.signals import Kind
 from metaplastic.testing.kept import KeptRule
 from metaplastic.testing.loop import (
     LearnerBench,
@@ -124,7 +124,7 @@ class RuleContract(KeptRule):
         weight = bench.weight()
         traces = bench.bound.init(weight)
         assert all(t.dtype == dtype for t in traces.values())
-        seen = LocalSignals(**bench.rows(), kind=kind, sites=SITES)
+        seen = bench.seen(bench.rows(), kind)
         change, after = bench.bound.update(weight, seen, traces, bench.bound.coefficients())
         assert_structure(change, weight)
         assert_structure(after, traces)
@@ -137,7 +137,7 @@ class RuleContract(KeptRule):
             coefficients = bound.coefficients()
             for name, value in coefficients.items():
                 assert torch.broadcast_shapes(value.shape, weight.shape) == weight.shape, name
-            seen = LocalSignals(**bench.rows(group=group), sites=SITES)
+            seen = bench.seen(bench.rows(group=group))
             change, _ = bound.update(weight, seen, bound.init(weight), coefficients)
             assert_structure(change, weight)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -38,7 +39,8 @@ class SynapseBench:
     bound: PlasticityRule = field(init=False)
 
     def __post_init__(self) -> None:
-        bound = self.rule.bind(GROUP).to(self.device, torch.float64)
+        # A copy, since coefficients of the whole network are shared with the template.
+        bound = copy.deepcopy(self.rule).bind(GROUP).to(self.device, torch.float64)
         noise = direction(bound, seed=1)
         with torch.no_grad():
             for name, p in bound.named_parameters():
@@ -80,6 +82,10 @@ class SynapseBench:
         value = 0.7 * torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
         return value.to(self.device, self.dtype)
 
+    def seen(self, rows: Rows, kind: Kind = "error") -> LocalSignals:
+        """What the rule is given."""
+        return LocalSignals(**rows, kind=kind, sites=SITES)  # type: ignore[arg-type]
+
     def live(
         self,
         weight: Tensor,
@@ -95,8 +101,7 @@ class SynapseBench:
         traces = self.bound.init(weight) if traces is None else traces
         coefficients = self.bound.coefficients() if coefficients is None else coefficients
         for rows in shown:
-            seen = LocalSignals(**rows, kind=kind, sites=SITES)
-            change, traces = self.bound.update(weight, seen, traces, coefficients)
+            change, traces = self.bound.update(weight, self.seen(rows, kind), traces, coefficients)
             weight = weight + change
         return weight, traces
 

@@ -66,6 +66,10 @@ def test_the_page_carries_every_picture_and_refers_to_nothing_outside(runs, comm
         "sinusoid-continual-functions.png",
         "glyphs-continual-curve.png",
         "glyphs-continual-age.png",
+        "glyphs-continual-forgetting.png",
+        "glyphs-continual-interference.png",
+        "glyphs-continual-angles.png",
+        "glyphs-continual-alignment.png",
     }
     assert all(content.startswith(b"\x89PNG") for content in files.values())
     assert all(reference.startswith("data:") for reference in page.references)
