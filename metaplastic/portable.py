@@ -228,8 +228,12 @@ def _nearest(group: SynapseGroup, pattern: str, learned: LearnedRule) -> str | N
         if name in learned.coefficients and source.pattern == pattern
     }
     same = {name: source for name, source in found.items() if source.role == group.role} or found
-    distance = {n: (abs(_depth(same[n]) - _depth(group)), n != group.name) for n in same}
-    return min(distance, key=distance.__getitem__, default=None)
+
+    def distance(name: str) -> tuple[float, bool]:
+        gap = abs(_depth(same[name]) - _depth(group))
+        return gap, gap > 0 or name != group.name
+
+    return min(same, key=distance, default=None)
 
 
 def _depth(group: SynapseGroup) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from metaplastic.analysis import (
@@ -14,7 +15,7 @@ from metaplastic.analysis import (
     update_angles,
 )
 from metaplastic.episodes import Episodes
-from metaplastic.evaluation import task_blocks
+from metaplastic.evaluation import evaluate, task_blocks
 from metaplastic.learner import Learner
 from metaplastic.metagradient import Unrolled
 from metaplastic.networks import LayeredNetwork
@@ -67,37 +68,45 @@ def analyse(learner: Learner, task: Task, count: int = EPISODES) -> dict[str, np
 
     ``angle_<group>`` (T,) in degrees; and, where tasks come one after another, ``interference``,
     ``update_cosines``, ``forgetting_loss`` and, for classes, ``forgetting_accuracy``, (K, K) each,
-    without the episodes that diverged, and ``task`` (T,), the task of each presentation. {} for a
-    learner without plasticity.
+    and ``task`` (T,), the task of each presentation. Episodes that diverge are left out; {} where
+    all do, and for a learner without plasticity.
     """
     if not learner.plastic:
         return {}
     episodes = task.episodes("test", BATCH, evaluation_stream(0))[:count]
-    found: dict[str, Tensor] = {}
-    if isinstance(learner.network, LayeredNetwork):
-        angles = update_angles(learner, episodes, evaluation_stream(4)).degrees
-        found |= {f"angle_{name}": values.nanmean(0) for name, values in angles.items()}
-    if task_blocks(episodes) is not None:
-        assert episodes.support_task is not None
-        found["task"] = episodes.support_task[0].cpu()
-        found |= _by_task(learner, episodes)
-    return {name: value.numpy() for name, value in found.items()}
-
-
-def _by_task(learner: Learner, episodes: Episodes) -> dict[str, Tensor]:
-    matrix = forgetting_matrix(learner, episodes, evaluation_stream(4))
-    between = interference(learner, episodes, evaluation_stream(4))
-    values = {
-        "interference": between.loss,
-        "update_cosines": between.update_cosines,
-        "forgetting_loss": matrix.loss,
-        "forgetting_accuracy": matrix.accuracy,
-    }
-    # As in the scores, a loss beyond the limit counts as diverged.
-    kept = (matrix.loss.abs() < Unrolled().limit).flatten(1).all(1)
-    if not bool(kept.any()):
+    kept = _kept(learner, episodes)
+    if not kept:
         return {}
-    return {name: v[kept].nanmean(0) for name, v in values.items() if v is not None}
+    found: dict[str, Tensor | None] = {}
+    if isinstance(learner.network, LayeredNetwork):
+        angles = update_angles(learner, episodes, _noise()).degrees
+        found |= {f"angle_{name}": values for name, values in angles.items()}
+    if task_blocks(episodes) is not None:
+        between = interference(learner, episodes, _noise())
+        matrix = forgetting_matrix(learner, episodes, _noise())
+        found |= {
+            "interference": between.loss,
+            "update_cosines": between.update_cosines,
+            "forgetting_loss": matrix.loss,
+            "forgetting_accuracy": matrix.accuracy,
+        }
+    means = {n: v[kept].nanmean(0).numpy() for n, v in found.items() if v is not None}
+    if "interference" in means and episodes.support_task is not None:
+        means["task"] = episodes.support_task[0].cpu().numpy()
+    return means
+
+
+def _noise() -> torch.Generator:
+    """The same for every analysis, so that all are of the same episodes."""
+    return evaluation_stream(4)
+
+
+def _kept(learner: Learner, episodes: Episodes) -> list[int]:
+    """The episodes that stay finite and, as in the scores, below the limit of the outer loop."""
+    scores = evaluate(learner, episodes, generator=_noise())
+    finite = [e for e in range(len(episodes)) if e not in scores.diverged]
+    limit = Unrolled().limit
+    return [e for e, loss in zip(finite, scores.loss.tolist(), strict=True) if loss < limit]
 
 
 def write_analysis(folder: Path, arrays: dict[str, np.ndarray]) -> None:

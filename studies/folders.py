@@ -22,6 +22,7 @@ OWN = (
     "result.json",
     "rule.safetensors",
     "transfer.json",
+    "comparison.json",
     "report.html",
 )
 

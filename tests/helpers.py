@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -15,13 +14,12 @@ from metaplastic.hinge import Apply
 from metaplastic.inner_loop import Rollout, draw
 from metaplastic.learner import ROLES
 from metaplastic.signals import LocalSignals, Presentation, State, Teacher
+from metaplastic.testing.oracles import assert_close as assert_close
+from metaplastic.testing.oracles import central_difference, seeded
+from tools.check_wheel import ROOT
 
 STEPS = (3e-5, 1e-5, 1e-6)
 """Widths tried for a central difference: the best one is free of kinks and of cancellation."""
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -174,22 +172,6 @@ def deviation(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-300))
 
 
-def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    """The same entries, each within a tolerance relative to its largest number; what is 0 but for
-    rounding is held against a thousandth of the largest number of all.
-    """
-    assert found.keys() == wanted.keys()
-    floor = 1e-3 * max(float(w.detach().abs().max()) for w in wanted.values())
-    wrong = {}
-    for name, w in wanted.items():
-        assert found[name].shape == w.shape, name
-        size = max(float(w.detach().abs().max()), floor)
-        error = float((found[name] - w).detach().abs().max())
-        if not error <= tolerance * size:
-            wrong[name] = (error, size)
-    assert wrong == {}
-
-
 def unit_direction(learner: Learner, seed: int, pattern: str = "") -> dict[str, Tensor]:
     """A random direction of length 1 over the Parameters whose name holds a regular expression."""
     g = seeded(seed)
@@ -205,22 +187,6 @@ def unit_direction(learner: Learner, seed: int, pattern: str = "") -> dict[str, 
 def query_loss(learner: Learner, episodes: Episodes, seed: int | None = None) -> float:
     generator = None if seed is None else seeded(seed)
     return float(evaluate(learner, episodes, generator=generator).loss.mean())
-
-
-def central_difference(
-    learner: Learner, direction: dict[str, Tensor], h: float, loss: Callable[[], float]
-) -> float:
-    """Slope of the loss along a direction, the Parameters being put back afterwards."""
-    parameters = dict(learner.named_parameters())
-    before = {name: parameters[name].data for name in direction}
-    sides = []
-    for sign in (1.0, -1.0):
-        for name, d in direction.items():
-            parameters[name].data = before[name] + sign * h * d
-        sides.append(loss())
-    for name, value in before.items():
-        parameters[name].data = value
-    return (sides[0] - sides[1]) / (2 * h)
 
 
 def slope_error(
@@ -242,3 +208,15 @@ def slope_error(
         return abs(numeric - analytic) / max(abs(analytic), 1e-12)
 
     return min(error(h) for h in STEPS)
+
+
+def page_examples(name: str) -> list[tuple[str, str]]:
+    """The python blocks of a page of docs/, each with the section that it stands in."""
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    parts = re.findall(r"^## (.+?)$|^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    section, found = "", []
+    for title, code in parts:
+        section = title or section
+        if code:
+            found.append((section, code))
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from typing import Any
 
 import learn2learn as l2l
@@ -14,28 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaplastic import Backprop, Learner, Oja, SquaredError
-from tests.helpers import normal
-from tools.check_wheel import ROOT
+from tests.helpers import normal, page_examples
 
-PAGE = (ROOT / "docs" / "hosts.md").read_text(encoding="utf-8")
-PARTS = re.findall(r"^## (.+?)$|^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-
-
-def examples() -> list[tuple[str, str]]:
-    """The python blocks of the page, each with the section that it stands in."""
-    section, found = "", []
-    for title, code in PARTS:
-        section = title or section
-        if code:
-            found.append((section, code))
-    return found
+EXAMPLES = page_examples("hosts.md")
 
 
 def test_every_host_has_an_example():
-    assert [s for s, _ in examples()] == ["learn2learn", "higher", "plain torch", "plain torch"]
+    assert [s for s, _ in EXAMPLES] == ["learn2learn", "higher", "plain torch", "plain torch"]
 
 
-@pytest.mark.parametrize("code", [code for _, code in examples()], ids=[s for s, _ in examples()])
+@pytest.mark.parametrize("code", [code for _, code in EXAMPLES], ids=[s for s, _ in EXAMPLES])
 def test_the_example_runs_and_answers_better_than_chance(code):
     torch.manual_seed(0)
     random.seed(0)

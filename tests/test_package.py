@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tools.check_wheel import HOSTS, IMPORT_WITHOUT_HOSTS, ROOT, readme_example
 
 BLOCK_HOSTS = f"import sys; sys.modules.update(dict.fromkeys({HOSTS}))\n"
 
+TESTING = ("metaplastic.testing",)
 FORBIDDEN = {
     "metaplastic/rules": ("credit", "learner", "metagradient", "training"),
     "metaplastic/networks": ("credit", "learner", "metagradient", "training"),
@@ -78,14 +80,23 @@ def test_quickstart_runs_without_the_hosts(tmp_path):
 
 
 def test_modules_import_only_torch_and_numpy():
+    """But for the contracts, which are pytest classes."""
     allowed = sys.stdlib_module_names | {"metaplastic", "torch", "numpy"}
+    contracts = ROOT / "metaplastic" / "testing"
     third_party = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in sources("metaplastic")
         for name in sorted(imported(executed_on_import(ast.parse(path.read_text("utf-8"))), path))
-        if name.split(".")[0] not in allowed
+        if name.split(".")[0] not in allowed | ({"pytest"} if contracts in path.parents else set())
     ]
     assert third_party == []
+
+
+def test_contracts_are_used_by_tests_alone(tmp_path):
+    inside = f"{Path('metaplastic', 'testing')}{os.sep}"
+    users = [u for u in offenders("metaplastic", TESTING) if not u.startswith(inside)]
+    assert users + offenders("tasks", TESTING) + offenders("studies", TESTING) == []
+    run("import sys, metaplastic; sys.exit('pytest' in sys.modules)", tmp_path)
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)

@@ -92,7 +92,7 @@ def forgetting_matrix(
         return [score for score in scores_by_task(rollout, count) if score is not None]
 
     scores = _at_boundaries(learner, episodes, blocks, generator, look)
-    loss, *accuracy = (score[..., :-1][..., _columns(blocks)].cpu() for score in scores)
+    loss, *accuracy = (score[..., 1:][..., _columns(blocks)].cpu() for score in scores)
     order = tuple(task for _, _, task in blocks)
     return ForgettingMatrix(loss, accuracy[0] if accuracy else None, order)
 

@@ -23,9 +23,9 @@ class LayerwiseFeedback(CreditAssignment):
     Args:
         weights: origin of the feedback weights, if the subclass has any.
         scale: factor on their standard deviation.
-        input_beta: the slope of input units x >= 0, for rules that read the error there, is
-            1 - exp(-beta x), as if they were softplus units (Shervani-Tabar & Rosenbaum 2023);
-            None takes 1.
+        input_beta: the slope of input units, for rules that read the error there, is
+            1 - exp(-beta x), as if they were softplus units (Shervani-Tabar & Rosenbaum 2023), and
+            0 where x is negative; None takes 1.
         linked: the last layer's postsynaptic activity is the output in the target's units (the
             softmax of its logits), as there.
     """
@@ -100,7 +100,7 @@ class LayerwiseFeedback(CreditAssignment):
         """
         slope = network.slope_below(layer.index, activities)
         if layer.index == 0 and self.input_beta is not None:
-            slope = -(-self.input_beta * x).expm1()
+            slope = -(-self.input_beta * x.clamp(min=0.0)).expm1()
         return layer.unfold(error if slope is None else error * slope)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from metaplastic.errors import ConfigurationError
-from metaplastic.learner import Learner
+from metaplastic.learner import ROLES, Learner
 from metaplastic.networks import Network
 from metaplastic.objectives import Objective
 from metaplastic.rules import Delta
@@ -32,8 +32,7 @@ class Options:
 
     def param_groups(self, learner: Learner) -> list[dict[str, Any]]:
         """Optimiser groups of a learner under these rates."""
-        rates = {f.name[:-5]: getattr(self, f.name) for f in fields(self) if f.name[-5:] == "_rate"}
-        return learner.param_groups(**rates)
+        return learner.param_groups(**{role: getattr(self, f"{role}_rate") for role in ROLES})
 
 
 @dataclass(frozen=True)

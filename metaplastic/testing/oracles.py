@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-STEPS = (3e-5, 1e-5, 1e-6)
+STEPS = (1e-6, 1e-5, 3e-5, 1e-7)
 """Widths tried for a central difference: the best one is free of kinks and of cancellation."""
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from metaplastic.errors import ConfigurationError, UnknownNameError
 from studies.commands.base import Command, finish
+from studies.compare import compare, comparison_table
 from studies.folders import open_folder
 from studies.gather import Run, gather, labelled
 from studies.results import Result
 from studies.words import comparison, score_name
+
+COMPARISON = "comparison.json"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +45,14 @@ def run(arguments: argparse.Namespace) -> None:
         seconds=time.monotonic() - began,
         device=torch.device("cpu"),
     )
+    lines = compare(runs)
+    for task in dict.fromkeys(line.task for line in lines):
+        own = [line for line in lines if line.task == task]
+        chance = next(run.config.chance for run in runs if run.row["task"] == task)
+        print(f"\n{comparison_table(task, chance, own)}")
+    if lines:
+        text = json.dumps([asdict(line) for line in lines], indent=2)
+        (out / COMPARISON).write_text(text + "\n", encoding="utf-8")
     finish(result, out, runs, "Comparison of learners")
 
 

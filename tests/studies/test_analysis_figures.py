@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import studies.run
+from metaplastic import evaluate
 from metaplastic.analysis import feedback_alignment, forgetting_matrix, interference, update_angles
 from metaplastic.errors import CheckpointError
 from metaplastic.seeds import evaluation_stream
@@ -72,14 +74,24 @@ def test_where_there_is_nothing_to_analyse_nothing_is_written(tmp_path):
     assert {name.partition("_")[0] for name in shuffled} == {"angle"}
 
 
-def test_episodes_that_diverge_are_left_out_of_the_matrices():
+def test_episodes_that_diverge_are_left_out():
     learner, task = made("sinusoid-continual", "oml")
     with torch.no_grad():
         for parameter in learner.rules.parameters():
-            parameter.fill_(60.0)  # the rate's logarithm
-    found = analyse(learner, task, 3)
-    assert "interference" not in found
-    assert np.isfinite(found["angle_layer0_weight"][0])
+            parameter.fill_(math.log(0.4))
+    episodes = task.episodes("test", 50, evaluation_stream(0))[:8]
+    scores = evaluate(learner, episodes)
+    lost = {*scores.diverged}
+    alive = [e for e in range(8) if e not in lost]
+    kept = [e for e, loss in zip(alive, scores.loss.tolist(), strict=True) if loss < 1e8]
+    assert 0 < len(kept) < 8
+    found = analyse(learner, task, 8)
+    wanted = interference(learner, episodes[kept]).loss.mean(0).numpy()
+    assert found["interference"] == pytest.approx(wanted, rel=1e-3)
+    with torch.no_grad():
+        for parameter in learner.rules.parameters():
+            parameter.fill_(60.0)
+    assert analyse(learner, task, 3) == {}
 
 
 # --- what is logged during the training ---
