@@ -14,7 +14,7 @@ from metaplastic.credit.base import Needs
 from metaplastic.credit.layerwise import LayerwiseFeedback, lowest_plastic
 from metaplastic.errors import ConfigurationError
 from metaplastic.networks import LayeredNetwork, Network
-from metaplastic.networks.layer import Layer
+from metaplastic.networks.layer import Layer, LayerActivity
 from metaplastic.signals import (
     Learn,
     LocalSignals,
@@ -131,12 +131,16 @@ class WeightMirror(FeedbackAlignment):
             name, size = f"{layer.name}_feedback", prod(layer.in_shape)
             xi, noise = noise[:, :size], noise[:, size:]
             if name in learn.needs:
-                pre = layer.unfold(xi.reshape(-1, *layer.in_shape))
-                post = layer.activation(pre @ state["weights"][f"{layer.name}_weight"].mT)
-                weight = presentation.weight
-                teaching = post if "teaching" in learn.needs[name] else None
+                pre, asked = layer.unfold(xi.reshape(-1, *layer.in_shape)), learn.needs[name]
+                potential = pre @ state["weights"][f"{layer.name}_weight"].mT
+                activity = LayerActivity(pre, potential, layer.activation(potential), ())
                 signals[name] = LocalSignals(
-                    pre, post, teaching, weight=layer.per_row(weight), sites=layer.sites
+                    pre,
+                    activity.post,
+                    activity.post if "teaching" in asked else None,
+                    gain=layer.gain(activity) if "gain" in asked else None,
+                    weight=layer.per_row(presentation.weight),
+                    sites=layer.sites,
                 )
         return super().present(network, learn(state, signals), presentation, learn)
 

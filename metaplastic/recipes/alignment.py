@@ -18,7 +18,8 @@ from metaplastic.credit import (
 from metaplastic.learner import Learner
 from metaplastic.networks import Network
 from metaplastic.objectives import Objective
-from metaplastic.recipes.base import DeltaOptions, Recipe
+from metaplastic.recipes.base import DELTA, DeltaOptions, Recipe
+from metaplastic.recipes.space import Log, Space
 from metaplastic.rules import Delta
 from metaplastic.signals import Origin
 
@@ -85,35 +86,48 @@ def _mirror(
     )
 
 
+_DECAY: Space = {**DELTA, "decay": Log(1e-5, 0.1)}
+_MIRROR: Space = {
+    **DELTA,
+    "sigma": Log(0.1, 10.0),
+    "mirror_rate": Log(1e-3, 0.1),
+    "mirror_decay": Log(1e-3, 0.1),
+}
+
 RECIPES = (
     Recipe(
         "fa",
         "feedback alignment x delta",
         _builder(lambda o: FeedbackAlignment(o.feedback)),
         AlignmentOptions(),
+        space=DELTA,
     ),
     Recipe(
         "drtp",
         "direct random target projection x delta",
         _builder(lambda o: DirectRandomTarget(o.feedback)),
         AlignmentOptions(),
+        space=DELTA,
     ),
     Recipe(
         "sign-symmetry",
         "uniform sign-symmetric feedback x delta",
         _builder(lambda o: SignSymmetry()),
         AlignmentOptions(),
+        space=DELTA,
     ),
     Recipe(
         "kolen-pollack",
         "feedback that gets the forward weights' changes x delta",
         _builder(lambda o: KolenPollack(o.feedback)),
         AlignmentOptions(decay=0.001),
+        space=_DECAY,
     ),
     Recipe(
         "weight-mirror",
         "feedback that learns the forward weights from noise x delta",
         _mirror,
         MirrorOptions(),
+        space=_MIRROR,
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from metaplastic.errors import ConfigurationError
 from metaplastic.learner import ROLES, Learner
 from metaplastic.networks import Network
 from metaplastic.objectives import Objective
+from metaplastic.recipes.space import Log, Space
 from metaplastic.rules import Delta
 from metaplastic.rules.coefficient import Granularity
 
@@ -35,6 +36,10 @@ class Options:
         return learner.param_groups(**{role: getattr(self, f"{role}_rate") for role in ROLES})
 
 
+OUTER: Space = {"initial_rate": Log(1e-4, 0.1), "clip": Log(0.1, 10.0)}
+"""What a search varies in every learner with initial weights of its own."""
+
+
 @dataclass(frozen=True)
 class DeltaOptions(Options):
     """Learners whose synapses follow an error by the delta rule."""
@@ -48,6 +53,10 @@ class DeltaOptions(Options):
     def rule(self) -> Delta:
         """The rule of the plastic weights."""
         return Delta(self.rate, granularity=self.granularity, learned=self.learned)
+
+
+DELTA: Space = {**OUTER, "rate": Log(1e-3, 1.0), "control_rate": Log(1e-3, 0.1)}
+"""What a search varies in learners of the delta rule."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class Recipe:
     """Its meta-gradient is first order."""
     whole: bool = False
     """Every layer is plastic: the network has no trunk."""
+    space: Space = field(default_factory=dict)
+    """The options that a search varies."""
 
     def configure(self, values: Mapping[str, Any]) -> Options:
         """The default options with some values replaced.

@@ -11,6 +11,7 @@ from metaplastic.learner import Learner
 from metaplastic.networks import Network
 from metaplastic.objectives import Objective
 from metaplastic.recipes.base import Options, Recipe
+from metaplastic.recipes.space import Log, Real, Space
 from metaplastic.rules import Pool
 from metaplastic.rules.coefficient import Granularity
 from metaplastic.signals import Origin, Reduction
@@ -43,12 +44,25 @@ def _pool(
     return Learner(network, credit, rule, objective, initial=options.initial, generator=generator)
 
 
+_SPACE: Space = {
+    "plasticity_rate": Log(1e-4, 0.02),
+    "theta": Log(1e-3, 0.1),
+    "clip": Log(0.1, 10.0),
+}
+
 RECIPES = (
-    Recipe("pool", "random feedback x a pool of three-factor terms", _pool, PoolOptions()),
+    Recipe(
+        "pool",
+        "random feedback x a pool of three-factor terms",
+        _pool,
+        PoolOptions(),
+        space={**_SPACE, "l1": Real(0.0, 1.0)},
+    ),
     Recipe(
         "pool-f0",
         "the pool's first term alone: feedback alignment with one learned rate",
         _pool,
         PoolOptions(terms="F0"),
+        space=_SPACE,
     ),
 )

@@ -14,7 +14,8 @@ from metaplastic.credit import DirectFeedback
 from metaplastic.learner import Learner
 from metaplastic.networks import Network
 from metaplastic.objectives import CrossEntropy, Objective
-from metaplastic.recipes.base import Options, Recipe
+from metaplastic.recipes.base import OUTER, Options, Recipe
+from metaplastic.recipes.space import Log, OneMinus, Real, Space
 from metaplastic.rules import Hebb, Oja
 from metaplastic.rules.coefficient import Coefficient, Granularity
 from metaplastic.signals import Kind
@@ -103,7 +104,23 @@ _FAITHFUL = FLPOptions(
     bounded=False,
 )
 
+_SPACE: Space = {
+    **OUTER,
+    "feedback_rate": Log(1e-4, 0.1),
+    "plasticity_rate": Log(1e-4, 0.1),
+    "mix": OneMinus(0.5, 0.99),
+}
+_FREE: Space = {
+    "initial_rate": Log(1e-5, 1e-2),
+    "feedback_rate": Log(1e-5, 1e-2),
+    "plasticity_rate": Log(1e-10, 1e-5),
+    "mixing_rate": Log(1e-5, 1e-2),
+    "mix": Real(0.0, 1.0),
+}
+
 RECIPES = (
-    Recipe("flp", "meta-learned direct feedback x Oja, bounded", _flp, FLPOptions()),
-    Recipe("flp-faithful", "as published: free, may diverge", _flp, _FAITHFUL, _FAITHFUL),
+    Recipe("flp", "meta-learned direct feedback x Oja, bounded", _flp, FLPOptions(), space=_SPACE),
+    Recipe(
+        "flp-faithful", "as published: free, may diverge", _flp, _FAITHFUL, _FAITHFUL, space=_FREE
+    ),
 )

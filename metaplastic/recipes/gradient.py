@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from metaplastic.credit import Backprop, DirectFeedback
 from metaplastic.learner import Learner
 from metaplastic.networks import Network
 from metaplastic.objectives import Objective
-from metaplastic.recipes.base import DeltaOptions, Options, Recipe
+from metaplastic.recipes.base import DELTA, OUTER, DeltaOptions, Options, Recipe
+from metaplastic.recipes.space import Log, Space
 
 
 def _oml(
@@ -49,12 +52,28 @@ def _none(
     return Learner(network, Backprop(), None, objective, generator=generator)
 
 
+_FEEDBACK: Space = {**DELTA, "feedback_rate": Log(1e-4, 0.1)}
+
+
+def _recipe(
+    name: str,
+    about: str,
+    build: Callable[..., Learner],
+    space: Space = DELTA,
+    *,
+    first_order: bool = False,
+    whole: bool = False,
+) -> Recipe:
+    options = DeltaOptions()
+    return Recipe(name, about, build, options, None, first_order, whole, space)
+
+
 RECIPES = (
-    Recipe("oml", "backprop x delta, second order", _oml, DeltaOptions()),
-    Recipe("oml-1", "backprop x delta, first order", _oml, DeltaOptions(), first_order=True),
-    Recipe("maml", "backprop x delta in every layer", _maml, DeltaOptions(), whole=True),
-    Recipe("anil", "backprop x delta in the last layer", _anil, DeltaOptions()),
-    Recipe("feedback-delta", "learned direct feedback x delta", _feedback_delta, DeltaOptions()),
-    Recipe("dfa", "fixed random direct feedback x delta", _dfa, DeltaOptions()),
-    Recipe("none", "no inner updates: meta-trained weights alone", _none, Options()),
+    _recipe("oml", "backprop x delta, second order", _oml),
+    _recipe("oml-1", "backprop x delta, first order", _oml, first_order=True),
+    _recipe("maml", "backprop x delta in every layer", _maml, whole=True),
+    _recipe("anil", "backprop x delta in the last layer", _anil),
+    _recipe("feedback-delta", "learned direct feedback x delta", _feedback_delta, _FEEDBACK),
+    _recipe("dfa", "fixed random direct feedback x delta", _dfa),
+    Recipe("none", "no inner updates: meta-trained weights alone", _none, Options(), space=OUTER),
 )

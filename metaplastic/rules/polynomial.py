@@ -29,6 +29,7 @@ class Polynomial(PlasticityRule):
         rate: a fixed factor on the whole, or a Coefficient of your own.
         granularity: of every theta; the published rules are one for the network.
         l1: weight of the thetas' absolute values in the meta-loss, to leave few terms.
+        learned: whether the outer loop trains the thetas.
         teaching: y is the teaching signal as an error instead of the activity, so that ``"110"`` is
             a delta rule without slope.
         reduction: ``"positions"`` (mean over rows), ``"examples"`` (mean over examples) or
@@ -45,6 +46,7 @@ class Polynomial(PlasticityRule):
         rate: float | Coefficient = 1.0,
         granularity: Granularity = "network",
         l1: float = 0.0,
+        learned: bool = True,
         teaching: bool = False,
         reduction: Reduction = "positions",
     ) -> None:
@@ -58,7 +60,8 @@ class Polynomial(PlasticityRule):
             )
         self.rate = rate if isinstance(rate, Coefficient) else Coefficient(rate, learned=False)
         for term, value in terms.items():
-            setattr(self, PREFIX + term, Coefficient(value, granularity=granularity, l1=l1))
+            theta = Coefficient(value, granularity=granularity, learned=learned, l1=l1)
+            setattr(self, PREFIX + term, theta)
         self.teaching = teaching
         self.reduction: Reduction = reduction
         modulated = any(term[3:].strip("0") for term in terms)
@@ -83,7 +86,7 @@ class Polynomial(PlasticityRule):
     def with_rate(self, rate: float) -> Polynomial:
         """The Hebbian term alone."""
         return type(self)(
-            **{**self._arguments, "terms": {"110": 1.0}, "rate": Coefficient(rate, learned=False)}
+            {"110": rate}, learned=False, teaching=self.teaching, reduction=self.reduction
         )
 
     def update(

@@ -39,6 +39,7 @@ class Pool(PlasticityRule):
             default all ten, F0 at 1e-3 and the others at 0.
         granularity: of each theta; ``"network"`` as published, one number for all layers.
         l1: weight of sum |theta| in the meta-loss.
+        learned: whether the outer loop trains the thetas.
         reduction: over rows.
 
     Raises:
@@ -54,6 +55,7 @@ class Pool(PlasticityRule):
         *,
         granularity: Granularity = "network",
         l1: float = 0.0,
+        learned: bool = True,
         reduction: Reduction = "examples",
     ) -> None:
         super().__init__()
@@ -65,12 +67,14 @@ class Pool(PlasticityRule):
                 f"terms are some of {', '.join(NAMES)}, got {', '.join(unknown) or 'none'}."
             )
         for name, value in values.items():
-            self.add_module(name, Coefficient(value, granularity=granularity, l1=l1))
+            self.add_module(
+                name, Coefficient(value, granularity=granularity, learned=learned, l1=l1)
+            )
         self.reduction: Reduction = reduction
 
     def with_rate(self, rate: float) -> Pool:
         """F0 alone: feedback alignment with one rate."""
-        return type(self)({"F0": rate}, reduction=self.reduction)
+        return type(self)({"F0": rate}, learned=False, reduction=self.reduction)
 
     def update(
         self,

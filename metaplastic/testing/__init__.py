@@ -13,12 +13,8 @@ Importing this package imports pytest, which ``import metaplastic`` does not.
 import pytest
 
 # Before they are imported, so that a failed assert says what it compared.
-pytest.register_assert_rewrite(
-    *(
-        f"{__name__}.{name}"
-        for name in ("oracles", "loop", "kept", "rule", "credit", "metagradient")
-    )
-)
+_FILES = ("oracles", "loop", "heard", "kept", "rule", "credit", "metagradient")
+pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in _FILES))
 
 from metaplastic.testing.credit import CreditContract as CreditContract  # noqa: E402
 from metaplastic.testing.metagradient import MetaGradientContract as MetaGradientContract  # noqa: E402

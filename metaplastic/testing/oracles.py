@@ -57,6 +57,13 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance:
     """The same entries, each within a tolerance relative to its largest number; what is 0 but for
     rounding is held against a thousandth of the largest number of all.
     """
+    assert unlike(found, wanted, tolerance) == {}
+
+
+def unlike(
+    found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float
+) -> dict[str, tuple[float, float]]:
+    """The entries that ``assert_close`` objects to, {name: (error, size)}."""
     assert found.keys() == wanted.keys()
     floor = 1e-3 * max((float(w.detach().abs().max()) for w in wanted.values()), default=0.0)
     wrong = {}
@@ -66,7 +73,7 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance:
         error = float((found[name] - w).detach().abs().max())
         if not error <= tolerance * size:
             wrong[name] = (error, size)
-    assert wrong == {}
+    return wrong
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import replace
 
@@ -132,7 +133,7 @@ class RuleContract(KeptRule):
     def test_any_size_of_group(self, bench: SynapseBench) -> None:
         """Each coefficient is broadcast over the synapses, whatever its granularity."""
         for group in OTHER_SIZES:
-            bound = bench.rule.bind(group).to(bench.device, torch.float64)
+            bound = copy.deepcopy(bench.rule).bind(group).to(bench.device, torch.float64)
             weight = bench.weight(group=group)
             coefficients = bound.coefficients()
             for name, value in coefficients.items():
