@@ -23,6 +23,7 @@ OWN = (
     "rule.safetensors",
     "transfer.json",
     "comparison.json",
+    "study.db",
     "report.html",
 )
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Literal, get_args
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from metaplastic.errors import UnknownNameError
 from metaplastic.recipes.space import Space
+from metaplastic.tune.storage import quiet
 
 Sampler = Literal["tpe", "gp", "cmaes", "random", "grid"]
 Pruner = Literal["none", "hyperband", "median", "wilcoxon"]
@@ -33,8 +32,7 @@ def make_sampler(name: str, seed: int, space: Space, trials: int) -> BaseSampler
     Raises:
         UnknownNameError: for another name.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+    with quiet():
         return _sampler(name, seed, space, min(10, max(5, trials // 5)))
 
 
@@ -62,8 +60,7 @@ def make_pruner(name: str) -> BasePruner:
     Raises:
         UnknownNameError: for another name.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+    with quiet():
         return _pruner(name)
 
 

@@ -19,6 +19,7 @@ from metaplastic.portable import save_rule
 from metaplastic.training import MetaTraining, StepReport
 from metaplastic.tune.problem import DivergedError, Measure, Problem, Score
 from metaplastic.tune.samplers import STOPS
+from metaplastic.tune.storage import quiet
 
 POLL = 1.0
 """Seconds between two looks at a study whose last trials others are running."""
@@ -65,14 +66,16 @@ def search(
     began = time.monotonic()
     objective = _Objective(problem, tuple(measures), seed, trials, artifacts, report)
     while timeout is None or time.monotonic() - began < timeout:
-        optuna.storages.fail_stale_trials(study)
+        with quiet():
+            optuna.storages.fail_stale_trials(study)
         states = [trial.state for trial in study.get_trials(deepcopy=False)]
         if sum(state in COUNTED for state in states) >= trials:
             return
         if sum(state in COUNTED or state == TrialState.RUNNING for state in states) >= trials:
             time.sleep(POLL)  # others are at the last ones, which may yet fail
             continue
-        study.optimize(objective, n_trials=1, catch=(_Surplus,))
+        with quiet():
+            study.optimize(objective, n_trials=1, catch=(_Surplus,))
 
 
 class _Objective:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +18,14 @@ from metaplastic.errors import ConfigurationError
 INTERVAL, GRACE = 10, 60
 """Seconds between two signs of life of a running trial, and after which it counts as dead."""
 JOURNAL = (".journal", ".log")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings that heartbeats and some samplers are experimental in Optuna."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
 
 
 def open_storage(
@@ -49,8 +59,7 @@ def open_storage(
         if "://" not in text and text.endswith(JOURNAL):
             return optuna.storages.JournalStorage(JournalFileBackend(text))
         url = text if "://" in text else f"sqlite:///{text}"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        with quiet():
             return RDBStorage(
                 url,
                 engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {},

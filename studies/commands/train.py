@@ -25,6 +25,17 @@ TASK, LEARNER = "glyphs-continual", "flp"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``train``, all unset where they are not given."""
+    add_run_options(parser)
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with an interrupted run, exactly; of the other options only --steps (for a "
+        "longer run) and --device have a meaning then",
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """What decides a run, for every command that makes some."""
     forms = [name if option is None else f"{name}:K" for name, option in METAGRADIENTS.items()]
     parser.add_argument("--task", help=f"name of a task ({TASK})")
     parser.add_argument("--learner", help=f"name of a learner ({LEARNER})")
@@ -41,12 +52,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--config", metavar="FILE", help="TOML file with options of the learner, name = value"
-    )
-    parser.add_argument(
-        "--resume",
-        metavar="RUN",
-        help="go on with an interrupted run, exactly; of the other options only --steps (for a "
-        "longer run) and --device have a meaning then",
     )
 
 
