@@ -37,7 +37,7 @@ def gain_figure(
         gain.errorbar(
             factor * summary.gain,
             y,
-            xerr=factor * summary.half,
+            xerr=factor * (summary.half or summary.half_episodes or 0.0),
             fmt="o",
             color=COLOURS["flp"],
             capsize=3,

@@ -15,7 +15,7 @@ from metaplastic.portable import transfer
 from metaplastic.rule_file import LearnedRule, rebuild
 from studies.intervals import seeds_interval
 from studies.networks import build_architecture
-from studies.scoring import Scores, score
+from studies.scoring import Scores, ci95, score
 from tasks import Task
 
 RATES = tuple(float(rate) for rate in np.logspace(-3, 0, 16))
@@ -133,8 +133,10 @@ class Summary:
     rate: float
     gain: float
     """Mean over seeds."""
-    half: float
-    """Half the 95 % interval of the gain: over seeds, or over episodes where there is one seed."""
+    half: float | None
+    """Half the 95 % interval of the gain over seeds, on these episodes; None for one seed."""
+    half_episodes: float | None
+    """The same over episodes, for the mean of these seeds."""
     kept: float | None
     """Share of the gain on the source network, None where that is not positive."""
 
@@ -148,7 +150,6 @@ def summarise(gains: Sequence[Gain]) -> list[Summary]:
     for arch in archs:
         own = [gain for gain in gains if gain.arch == arch]
         means = np.array([gain.mean for gain in own])
-        spread = means if len(own) > 1 else own[0].by_episode
         source = found[0].gain if found else float(means.mean())
         found.append(
             Summary(
@@ -157,7 +158,8 @@ def summarise(gains: Sequence[Gain]) -> list[Summary]:
                 scalar=float(own[0].scalar.scores.by_episode.mean()),
                 rate=own[0].scalar.rate,
                 gain=float(means.mean()),
-                half=seeds_interval(spread),
+                half=seeds_interval(means) if len(own) > 1 else None,
+                half_episodes=ci95(np.mean([gain.by_episode for gain in own], axis=0)),
                 kept=float(means.mean()) / source if source > 0 else None,
             )
         )

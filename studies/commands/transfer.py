@@ -101,7 +101,8 @@ def run(arguments: argparse.Namespace) -> None:
 def table(summaries: list[Summary], chance: float | None) -> str:
     """One line for each network."""
     factor, digits = (1.0, 4) if chance is None else (100.0, 1)
-    head = ["network", "learned rule", "best rate alone", "rate", "gain", "± 95 %", "kept"]
+    head = ["network", "learned rule", "best rate alone", "rate", "gain"]
+    head += ["± over seeds", "± over episodes", "kept"]
     body = [
         [
             s.arch,
@@ -109,7 +110,8 @@ def table(summaries: list[Summary], chance: float | None) -> str:
             f"{factor * s.scalar:.{digits}f}",
             f"{s.rate:.3g}",
             f"{factor * s.gain:+.{digits}f}",
-            f"{factor * s.half:.{digits}f}",
+            "" if s.half is None else f"{factor * s.half:.{digits}f}",
+            "" if s.half_episodes is None else f"{factor * s.half_episodes:.{digits}f}",
             "" if s.kept is None else f"{100 * s.kept:.0f} %",
         ]
         for s in summaries
@@ -121,14 +123,18 @@ def headline(config: RunConfig, summaries: list[Summary], seeds: int) -> str:
     """The gains in one sentence."""
     factor, unit = (1.0, "") if config.chance is None else (100.0, " points")
     digits = 3 if config.chance is None else 1
+    halves = [(s, s.half if seeds > 1 else s.half_episodes) for s in summaries]
     parts = [
-        f"{s.arch} {factor * s.gain:+.{digits}f} ± {factor * s.half:.{digits}f}{unit}"
-        for s in summaries
+        f"{s.arch} {factor * s.gain:+.{digits}f}"
+        + ("" if half is None else f" ± {factor * half:.{digits}f}")
+        + unit
+        for s, half in halves
     ]
-    over = f"{seeds} seeds" if seeds > 1 else f"{config.test} unseen episodes"
+    over = f"{seeds} seeds, on the same " if seeds > 1 else ""
     return (
         f"{config.task}: gain of the learned {config.learner} over the best of 16 single rates: "
-        f"{', '.join(parts)} (95 % intervals over {over}; the first is the source network)"
+        f"{', '.join(parts)} (95 % intervals over {over}{config.test} unseen episodes; the first "
+        "is the source network)"
     )
 
 

@@ -102,7 +102,10 @@ def test_gains_by_hand():
     assert first.half == pytest.approx(12.706 * np.std([0.15, 0], ddof=1) / 2**0.5)
     assert (first.learned, first.scalar) == pytest.approx((0.475, 0.4))
     assert second.kept == pytest.approx(0.1 / 0.075)
-    assert second.half == pytest.approx(0, abs=1e-12)  # over the episodes of the one seed
+    assert second.half is None  # one seed alone
+    assert second.half_episodes == pytest.approx(0, abs=1e-12)
+    both = np.array([0.2, -0.25, 0.25, 0.1])  # the mean of two seeds in each episode
+    assert first.half_episodes == pytest.approx(1.96 * both.std(ddof=1) / 2)
 
 
 def test_a_regression_gains_where_the_loss_falls():
