@@ -22,10 +22,9 @@ from metaplastic.first_order import constant_copy, first_order_step
 from metaplastic.hinge import Apply, Record
 from metaplastic.networks import LayeredNetwork, Network
 from metaplastic.objectives import CrossEntropy, Objective
+from metaplastic.parameters import frozen_to_buffers, groups_by_role
 from metaplastic.rules import Coefficient, PlasticityRule, Rules, assign_rules, by_pattern
 from metaplastic.signals import GivenError, Origin, Presentation, State, SynapseGroup, Teacher
-
-ROLES = ("initial", "feedback", "plasticity", "mixing", "control")
 
 
 class Learner(nn.Module):
@@ -72,32 +71,32 @@ class Learner(nn.Module):
             )
         self.network = network
         patterns = copy.deepcopy(by_pattern(rule))  # what rules share, they share in here only
-        needs = {}
-        for name, pattern in assign_rules(patterns, network.groups(), strict=False).items():
-            chosen = patterns[pattern]
-            assert chosen is not None
-            needs[name] = chosen.needs
-        self.credit = credit.bind(network, needs, generator or torch.Generator().manual_seed(0))
+        own = assign_rules(patterns, network.groups(), strict=False)
+        self.credit = credit.bind(
+            network,
+            {name: assigned.rule.needs for name, assigned in own.items()},
+            generator or torch.Generator().manual_seed(0),
+        )
         self.objective = objective or CrossEntropy()
         check_choice(initial=(initial, Origin))
         self.initial = initial
         if initial != "learned":
             for group in network.groups():
                 network.parameter(group).requires_grad_(False)
-        self.patterns = assign_rules(patterns, self.groups())
+        every = assign_rules(patterns, self.groups())
+        self.patterns = {name: assigned.pattern for name, assigned in every.items()}
         """{plastic group: the pattern that gave it its rule}."""
         self.templates = {p: None if r is None else r.describe() for p, r in patterns.items()}
         """{pattern: what its rule was made with}."""
         self.rules = nn.ModuleDict()
         for name, group in self.groups().items():
-            if name in self.patterns:
-                twin, chosen = group.twin, patterns[self.patterns[name]]
-                assert chosen is not None
-                self._check_signals(name, chosen)
-                self.rules[name] = chosen.bind(group) if twin is None else self.rules[twin]
+            if name in every:
+                self._check_signals(name, every[name].rule)
+                twin = group.twin
+                self.rules[name] = self.rules[twin] if twin else every[name].rule.bind(group)
         self.credit.to(self._like())
         self.rules.to(self._like())
-        _frozen_parameters_to_buffers(self)
+        frozen_to_buffers(self)
         self._fast: State | None = None
         self._first_order = False
         self._seen: tuple[Tensor, Tensor] | None = None
@@ -353,24 +352,7 @@ class Learner(nn.Module):
         ``feedback``, ``plasticity``, ``mixing`` (FLP's beta) and ``control`` (inner rates); a role
         that is not named gets ``lr``, a role without Parameters no group.
         """
-        unknown = set(rates) - set(ROLES)
-        if unknown:
-            raise ConfigurationError(f"roles are {', '.join(ROLES)}; got {sorted(unknown)}.")
-        roles: dict[str, dict[int, nn.Parameter]] = {role: {} for role in ROLES}
-        taken: set[int] = set()
-        coefficients = [m for m in self.modules() if isinstance(m, Coefficient)]
-        owners = [(m.role, m) for m in coefficients]
-        owners += [("initial", self.network), ("feedback", self.credit), ("plasticity", self.rules)]
-        for role, module in owners:
-            for parameter in module.parameters():
-                if id(parameter) not in taken:
-                    taken.add(id(parameter))
-                    roles[role][id(parameter)] = parameter
-        return [
-            {"params": list(found.values()), "lr": rates.get(role, lr), "name": role}
-            for role, found in roles.items()
-            if found
-        ]
+        return groups_by_role(self.network, self.credit, self.rules, lr, rates)
 
     def penalty(self) -> Tensor:
         """What the coefficients' ``l1`` adds to the meta-loss, a scalar. A MetaGradient adds its
@@ -395,14 +377,3 @@ class Learner(nn.Module):
     def _like(self) -> Tensor:
         """A tensor of the network's precision and device."""
         return next(iter(self.network.weights().values()))
-
-
-def _frozen_parameters_to_buffers(module: nn.Module) -> None:
-    """A Parameter that is not trained becomes a buffer: loops over ``parameters()`` that read
-    ``.grad`` find a tensor everywhere.
-    """
-    for part in module.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            if not parameter.requires_grad:
-                delattr(part, name)
-                part.register_buffer(name, parameter.data)

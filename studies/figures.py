@@ -57,11 +57,11 @@ def _curves(axes: Axes, runs: Sequence[Run], name: str) -> None:
     axes.set_xlim(1, max(2.0, *(float(r.curve.step[-1]) for r in runs if r.curve)))
     if name == "loss":
         shown = [smooth(getattr(r.curve, name)) for r in runs]
-        if not _is_wide(axes, shown):
+        if not is_wide(axes, shown):
             axes.set_ylim(0, 1.1 * max(float(np.nanmax(v)) for v in shown))
 
 
-def _is_wide(axes: Axes, values: Sequence[np.ndarray]) -> bool:
+def is_wide(axes: Axes, values: Sequence[np.ndarray]) -> bool:
     """Whether values need a logarithmic scale, which the axes then have."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -137,7 +137,7 @@ def age_figure(runs: Sequence[Run]) -> Figure | None:
         ends += _chance(axes, drawn)
     else:
         axes.set_title("Mean squared error of each function after the whole stream")
-        if not _is_wide(axes, [run.scores["by_task"].mean(0) for run in drawn]):
+        if not is_wide(axes, [run.scores["by_task"].mean(0) for run in drawn]):
             axes.set_ylim(0, None)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     end_labels(axes, ends)

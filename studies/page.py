@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -34,6 +34,8 @@ figcaption, .note { color: #5a5a5a; font-size: .9rem; max-width: 46rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .92rem; }
 dt { color: #6b6b6b; } dd { margin: 0; overflow-wrap: anywhere; }
 """
+WORDS = (1,)
+"""The columns of words in the table of runs."""
 
 
 @dataclass
@@ -54,18 +56,19 @@ def write_page(
     left_out: Sequence[str],
 ) -> None:
     """Write the page about a ``result.json``."""
+    parts = [*(_section(section) for section in sections), _setting(result, sections)]
+    write_document(path, title, result["headline"], parts, left_out)
+
+
+def write_document(
+    path: Path, title: str, headline: str, parts: Sequence[str], left_out: Sequence[str]
+) -> None:
+    """Write a page of some parts in HTML under a title and a headline."""
     missing = ""
     if left_out:
         missing = f"<p class='note'>Left out without matplotlib: {escape(', '.join(left_out))}.</p>"
-    body = "\n".join(
-        [
-            f"<h1>{escape(title)}</h1>",
-            f"<p class='headline'>{escape(result['headline'])}</p>",
-            missing,
-            *(_section(section) for section in sections),
-            _setting(result, sections),
-        ]
-    )
+    head = [f"<h1>{escape(title)}</h1>", f"<p class='headline'>{escape(headline)}</p>", missing]
+    body = "\n".join([*head, *parts])
     path.write_text(
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
@@ -73,6 +76,48 @@ def write_page(
         f"<body>\n{body}\n</body>\n</html>\n",
         encoding="utf-8",
     )
+
+
+def figure(name: str, caption: str, content: bytes) -> str:
+    """A PNG inside the page."""
+    return (
+        f"<figure><img alt='{escape(name)}' src='data:image/png;base64,"
+        f"{base64.b64encode(content).decode()}'><figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def table(head: Sequence[str], lines: Sequence[str], text: Sequence[int] = ()) -> str:
+    """A table of some ``line``; the columns numbered in ``text`` are words."""
+    cells = "".join(f"<th{_text(i, text)}>{escape(name)}</th>" for i, name in enumerate(head))
+    return (
+        f"<div class='scroll'><table>\n<tr>{cells}</tr>\n" + "\n".join(lines) + "\n</table></div>"
+    )
+
+
+def line(cells: Sequence[str], best: bool = False, text: Sequence[int] = ()) -> str:
+    """One line of a table."""
+    inner = "".join(f"<td{_text(i, text)}>{escape(cell)}</td>" for i, cell in enumerate(cells))
+    return f"<tr{' class=best' if best else ''}>{inner}</tr>"
+
+
+def definitions(lines: Mapping[str, str]) -> str:
+    """Names and what they are."""
+    items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in lines.items())
+    return f"<dl>{items}</dl>"
+
+
+def machine_lines(result: Mapping[str, Any]) -> dict[str, str]:
+    """Where the content of a ``result.json`` comes from."""
+    machine, versions = result["machine"], result["versions"]
+    return {
+        "machine": f"{machine['processor']}, {machine['cores']} cores, {machine['device']}",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "date": result["date"],
+    }
+
+
+def _text(column: int, text: Sequence[int]) -> str:
+    return " class='text'" if column in text else ""
 
 
 def _section(section: Section) -> str:
@@ -93,17 +138,10 @@ def _section(section: Section) -> str:
         note += " All are of one seed; another one gives other numbers."
     if chance is not None:
         note += f" Chance is {100 * chance:.0f} %."
-    pictures = [
-        f"<figure><img alt='{escape(name)}' src='data:image/png;base64,"
-        f"{base64.b64encode(content).decode()}'><figcaption>{escape(caption)}</figcaption></figure>"
-        for name, caption, content in section.pictures
-    ]
-    cells = "".join(f"<th{_text(i)}>{escape(name)}</th>" for i, name in enumerate(head))
+    pictures = "\n".join(figure(*picture) for picture in section.pictures)
     return (
-        f"<h2>{escape(section.task)}</h2>\n<div class='scroll'><table>\n<tr>{cells}</tr>\n"
-        + "\n".join(lines)
-        + f"\n</table></div>\n<p class='note'>{escape(note)}</p>\n"
-        + "\n".join(pictures)
+        f"<h2>{escape(section.task)}</h2>\n{table(head, lines, WORDS)}\n"
+        f"<p class='note'>{escape(note)}</p>\n{pictures}"
     )
 
 
@@ -119,30 +157,23 @@ def _line(run: Run, best: bool) -> str:
         str(row["diverged"]),
         f"{row['steps']:,}",
     ]
-    inner = "".join(f"<td{_text(i)}>{escape(cell)}</td>" for i, cell in enumerate(cells))
-    return f"<tr{' class=best' if best else ''}>{inner}</tr>"
-
-
-def _text(column: int) -> str:
-    return " class='text'" if column == 1 else ""
+    return line(cells, best, WORDS)
 
 
 def _setting(result: dict[str, Any], sections: Sequence[Section]) -> str:
-    machine, versions = result["machine"], result["versions"]
+    origin = machine_lines(result)
     seconds = sum(run.seconds for section in sections for run in section.runs)
     lines = {
         "command": f"python -m studies {result['command']}",
         "seed": ", ".join(str(seed) for seed in result["seeds"]),
         "preset": ", ".join(dict.fromkeys(r.config.preset for s in sections for r in s.runs)),
-        "machine": f"{machine['processor']}, {machine['cores']} cores, {machine['device']}",
+        "machine": origin.pop("machine"),
         "computing time of the runs": f"{seconds / 60:.1f} minutes",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "date": result["date"],
+        **origin,
     }
     for section in sections:
         lines[section.task] = _sizes(section.runs[0])
-    items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in lines.items())
-    return f"<h2>Setting</h2>\n<dl>{items}</dl>"
+    return f"<h2>Setting</h2>\n{definitions(lines)}"
 
 
 def _sizes(run: Run) -> str:

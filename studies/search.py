@@ -28,6 +28,8 @@ BATCH = 25
 """Of these at a time; the first batch also scores a trial on its way."""
 ARTIFACTS = "artifacts"
 DATABASE = "study.db"
+CONFIG, MADE_BY = "config", "command"
+"""Attributes of a study: the configuration of its trials, and how it was made."""
 
 
 @dataclass(frozen=True)

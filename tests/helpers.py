@@ -12,7 +12,7 @@ from metaplastic import Episodes, Learner, MetaGradient, Unrolled
 from metaplastic.evaluation import evaluate
 from metaplastic.hinge import Apply
 from metaplastic.inner_loop import Rollout, draw
-from metaplastic.learner import ROLES
+from metaplastic.parameters import ROLES
 from metaplastic.signals import LocalSignals, Presentation, State, Teacher
 from metaplastic.testing.oracles import assert_close as assert_close
 from metaplastic.testing.oracles import central_difference, seeded

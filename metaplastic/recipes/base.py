@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from metaplastic.errors import ConfigurationError
-from metaplastic.learner import ROLES, Learner
+from metaplastic.learner import Learner
 from metaplastic.networks import Network
 from metaplastic.objectives import Objective
+from metaplastic.parameters import ROLES
 from metaplastic.recipes.space import Log, Space
 from metaplastic.rules import Delta
 from metaplastic.rules.coefficient import Granularity

@@ -58,9 +58,17 @@ class Dimension(ABC):
 
     def _inside(self, value: Value, low: float, high: float) -> float:
         slack = 1e-9 * max(abs(low), abs(high))
-        if not isinstance(value, float | int) or not low - slack <= value <= high + slack:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, float | int)
+            or not low - slack <= value <= high + slack
+        ):
             raise ConfigurationError(f"{self} does not hold {value!r}.")
         return min(max(float(value), low), high)
+
+    def _check(self, fits: bool, wanted: str) -> None:
+        if not fits:
+            raise ConfigurationError(f"{self}: {wanted}.")
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,9 @@ class Real(Dimension):
 
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        self._check(-math.inf < self.low <= self.high < math.inf, "low must not exceed high")
 
     def suggest(self, trial: Suggests, name: str) -> float:
         return trial.suggest_float(name, self.low, self.high)
@@ -87,6 +98,9 @@ class Log(Dimension):
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        self._check(0 < self.low <= self.high < math.inf, "needs 0 < low <= high")
+
     def suggest(self, trial: Suggests, name: str) -> float:
         return trial.suggest_float(name, self.low, self.high, log=True)
 
@@ -95,7 +109,9 @@ class Log(Dimension):
 
     def grid(self, points: int) -> list[Value]:
         ends = math.log(self.low), math.log(self.high)
-        return [math.exp(_between(*ends, i, points)) for i in range(points)]
+        # The way through the logarithm and back may step over the ends.
+        spread = [math.exp(_between(*ends, i, points)) for i in range(points)]
+        return [min(max(value, self.low), self.high) for value in spread]
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,9 @@ class OneMinus(Dimension):
 
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        self._check(-math.inf < self.low <= self.high < 1, "needs low <= high < 1")
 
     def suggest(self, trial: Suggests, name: str) -> float:
         return 1.0 - trial.suggest_float(name, 1.0 - self.high, 1.0 - self.low, log=True)
@@ -123,6 +142,10 @@ class PowerOfTwo(Dimension):
 
     low: int
     high: int
+
+    def __post_init__(self) -> None:
+        powers = all(end > 0 and end & (end - 1) == 0 for end in (self.low, self.high))
+        self._check(powers and self.low <= self.high, "both ends must be powers of two")
 
     def suggest(self, trial: Suggests, name: str) -> int:
         return 2 ** trial.suggest_int(name, *self._ends())
@@ -147,6 +170,9 @@ class Choice(Dimension):
     """One of a few values."""
 
     values: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        self._check(len(self.values) > 0, "needs at least one value")
 
     def suggest(self, trial: Suggests, name: str) -> Value:
         return trial.suggest_categorical(name, self.values)
@@ -179,4 +205,4 @@ def parameters(space: Space, options: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def _between(low: float, high: float, i: int, points: int) -> float:
-    return low if points == 1 else low + (high - low) * i / (points - 1)
+    return low if points == 1 else min(low + (high - low) * i / (points - 1), high)

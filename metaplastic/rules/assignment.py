@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from metaplastic.errors import ConfigurationError
 from metaplastic.rules.base import PlasticityRule
@@ -20,13 +21,20 @@ def by_pattern(rule: Rules) -> dict[str, PlasticityRule | None]:
     return {"role:weight": rule} if isinstance(rule, PlasticityRule) else dict(rule)
 
 
+class Assigned(NamedTuple):
+    """The rule of one group, and the pattern that gave it."""
+
+    pattern: str
+    rule: PlasticityRule
+
+
 def assign_rules(
     patterns: Mapping[str, PlasticityRule | None],
     groups: Mapping[str, SynapseGroup],
     *,
     strict: bool = True,
-) -> dict[str, str]:
-    """The pattern of every plastic group, by name.
+) -> dict[str, Assigned]:
+    """The rule of every plastic group, by name.
 
     Patterns are tried in the order given, and the first match wins: ``role:bias``,
     ``position:last``, ``position:first``, ``position:2``, ``name:layer3_*`` or ``*``. A group that
@@ -47,8 +55,9 @@ def assign_rules(
     found = {}
     for name in taught:
         pattern = next((p for p in patterns if name in matches[p]), None)
-        if pattern is not None and patterns[pattern] is not None:
-            found[name] = pattern
+        chosen = None if pattern is None else patterns[pattern]
+        if pattern is not None and chosen is not None:
+            found[name] = Assigned(pattern, chosen)
     twins = {name: group.twin for name, group in groups.items() if group.twin in found}
     return found | {name: found[str(twin)] for name, twin in twins.items()}
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 
 from metaplastic.episodes import Episodes
-from metaplastic.evaluation import Evaluation, evaluate
+from metaplastic.errors import ConfigurationError
+from metaplastic.evaluation import Evaluation, evaluate, task_blocks
 from metaplastic.recipes.space import Space
 from metaplastic.seeds import evaluation_stream
 from metaplastic.training import MetaTraining, StepReport
@@ -78,6 +79,15 @@ class Problem:
         """``maximize`` or ``minimize``."""
         return "maximize" if measure == "score" and self.accuracy else "minimize"
 
+    def check(self, measures: Sequence[Measure]) -> None:
+        """Raise ConfigurationError unless the validation episodes give all measures."""
+        blocks = [task_blocks(episodes) for episodes in self.validation]
+        if "forgetting" in measures and not all(b is not None and len(b) > 1 for b in blocks):
+            raise ConfigurationError(
+                "the validation episodes have no forgetting, which needs several tasks that come "
+                "one after another: leave that measure out, or take a continual task."
+            )
+
     def train(self, training: MetaTraining, stops: int) -> Iterator[tuple[int, list[StepReport]]]:
         """Train to the end with ``stops`` stops on the way, the last one at the end: the number of
         the stop from 1, and the reports since the one before.
@@ -102,14 +112,14 @@ class Problem:
                     )
             yield stop, reports
 
-    def early(self, training: MetaTraining) -> float:
-        """The score on the first validation batch.
+    def early(self, training: MetaTraining, began: float) -> Score:
+        """The score on the first validation batch; ``began`` as in ``score``.
 
         Raises:
             DivergedError: when most of its episodes do.
         """
         part = _evaluated(training, self.validation[0], 0)
-        return _score([part], len(self.validation[0]), 0.0).value("score")
+        return _score([part], len(self.validation[0]), time.monotonic() - began)
 
     def batches(self, training: MetaTraining) -> Iterator[Evaluation]:
         """The evaluation of every validation batch; chance plays alike in every trial."""
@@ -140,4 +150,7 @@ def _score(parts: Sequence[Evaluation], count: int, seconds: float) -> Score:
         values = [getattr(part, name) for part in parts]
         return None if any(v is None for v in values) else float(torch.cat(values).mean())
 
-    return Score(float(loss.mean()), mean("accuracy"), mean("forgetting"), diverged, seconds)
+    forgetting = mean("forgetting")
+    if forgetting is not None and not math.isfinite(forgetting):
+        raise DivergedError("the loss of a task was not finite right after it")
+    return Score(float(loss.mean()), mean("accuracy"), forgetting, diverged, seconds)

@@ -25,7 +25,7 @@ def make_sampler(name: str, seed: int, space: Space, trials: int) -> BaseSampler
 
     Args:
         name: see above.
-        seed: of its random numbers.
+        seed: of its random numbers; the grid has one order for all, by which workers share it.
         space: what is searched; its grid is what ``grid`` walks through.
         trials: planned trials; the first fifth of them, 5 to 10, are random for tpe and gp.
 
@@ -49,7 +49,7 @@ def _sampler(name: str, seed: int, space: Space, startup: int) -> BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
     if name == "grid":
         grid = {option: dimension.grid(GRID_POINTS) for option, dimension in space.items()}
-        return optuna.samplers.GridSampler(grid, seed=seed)
+        return optuna.samplers.GridSampler(grid, seed=0)
     raise UnknownNameError("sampler", name, get_args(Sampler))
 
 

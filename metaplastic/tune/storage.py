@@ -40,7 +40,8 @@ def open_storage(
     Args:
         place: a database URL (``sqlite:///...``, ``postgresql://...``), the name of a file for
             SQLite, ``grpc://host:port`` of a proxy, or a file ending in ``.journal`` or ``.log``,
-            which has no signs of life in Optuna 5: a killed trial stays as running for ever.
+            which has no signs of life in Optuna 5: a killed trial stays as running for ever and
+            takes the place of one.
         interval: seconds between two signs of life.
         grace: seconds without one after which a trial counts as dead.
         retries: how often its parameters are run again, or None for any number.
@@ -55,7 +56,8 @@ def open_storage(
     text = str(place)
     try:
         if text.startswith("grpc://"):
-            return _proxy(text)
+            with quiet():
+                return _proxy(text)
         if "://" not in text and text.endswith(JOURNAL):
             return optuna.storages.JournalStorage(JournalFileBackend(text))
         url = text if "://" in text else f"sqlite:///{text}"

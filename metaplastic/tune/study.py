@@ -41,9 +41,11 @@ def open_study(
         resume: whether a study of that name must exist; else it must not.
 
     Raises:
-        ConfigurationError: for a study that exists and should not, or the other way round, and for
-            one that searches something else, with the difference.
+        ConfigurationError: for a study that exists and should not, or the other way round, for
+            one that searches something else, with the difference, and for measures that the
+            validation episodes do not give.
     """
+    problem.check(measures)
     exists = name in optuna.get_all_study_names(storage)
     if exists and not resume:
         raise ConfigurationError(
@@ -82,6 +84,7 @@ def identity(problem: Problem, measures: Sequence[Measure]) -> dict[str, Any]:
     found = {
         **problem.identity,
         "steps": problem.steps,
+        "validation": sum(len(episodes) for episodes in problem.validation),
         "measures": list(measures),
         "space": {option: d.describe() for option, d in problem.space.items()},
         "fixed": {o: v for o, v in problem.options.items() if o not in problem.space},

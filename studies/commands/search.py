@@ -17,6 +17,7 @@ from studies.folders import open_folder
 from studies.interrupt import stoppable
 from studies.results import Result
 from studies.run import row_of
+from studies.spelling import run_words
 
 PRESET = "quick"
 TRIALS = 20
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         from metaplastic.tune import finished, open_storage, open_study
         from metaplastic.tune.storage import has_heartbeat
-        from studies.search import DATABASE, Search, make_problem, run_workers
+        from studies.search import CONFIG, DATABASE, MADE_BY, Search, make_problem, run_workers
         from studies.search_display import SearchDisplay, best_first, search_table
     except ImportError as reason:
         raise ConfigurationError(
@@ -95,6 +96,9 @@ def run(arguments: argparse.Namespace) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = open_study(storage, name, problem, measures, resume=arguments.resume)
+        if CONFIG not in study.user_attrs:
+            study.set_user_attr(CONFIG, config.as_json())
+            study.set_user_attr(MADE_BY, _words(arguments, config, pruner))
         job = Search(
             config, place, name, str(out), arguments.trials, arguments.sampler, pruner, measures,
             arguments.timeout, device.type, interval, arguments.grace,
@@ -152,6 +156,16 @@ def _configured(arguments: argparse.Namespace) -> RunConfig:
     rates = sorted(config.rate_search["rates"])
     options = {**config.options, "rate": rates[len(rates) // 2]}
     return replace(config, options=options, rate_search={})
+
+
+def _words(arguments: argparse.Namespace, config: RunConfig, pruner: str) -> str:
+    """The command, without what is of this machine."""
+    options = f" --config {arguments.config}" if arguments.config else ""
+    return (
+        f"python -m studies search {run_words(config)}{options} --seed {config.seed} "
+        f"--trials {arguments.trials} --objectives {arguments.objectives} "
+        f"--sampler {arguments.sampler} --pruner {pruner}"
+    )
 
 
 def _measures(text: str) -> tuple[Any, ...]:
