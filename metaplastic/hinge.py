@@ -15,12 +15,13 @@ class Apply:
         self.rules = rules
         self.needs = {name: rule.needs for name, rule in rules.items()}
 
-    def __call__(self, state: State, signals: dict[str, LocalSignals]) -> State:
+    def __call__(self, state: State, signals: dict[str, LocalSignals], share: float = 1.0) -> State:
         weights, traces = dict(state["weights"]), dict(state["rule"])
         for name, seen in signals.items():
             change, traces[name] = self.rules[name].update(
                 weights[name], seen, traces[name], state["coefficients"][name]
             )
+            change = change if share == 1.0 else share * change
             weights[name] = weights[name] + change
             self.record(name, change)
         return {**state, "weights": weights, "rule": traces}

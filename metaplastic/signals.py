@@ -170,4 +170,9 @@ class Learn(Protocol):
         """The plastic groups and the optional signals that each one's rule asked for."""
         ...
 
-    def __call__(self, state: State, signals: dict[str, LocalSignals]) -> State: ...
+    def __call__(self, state: State, signals: dict[str, LocalSignals], share: float = 1.0) -> State:
+        """Learn from some groups' signals. ``share`` is the part of a presentation that this call
+        stands for, where a credit tells its signals in several pieces, such as stretches of a
+        simulation: each change is multiplied by it.
+        """
+        ...

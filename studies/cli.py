@@ -9,7 +9,7 @@ from textwrap import fill
 
 from metaplastic.errors import MetaplasticError, UnknownNameError
 from metaplastic.recipes import RECIPES
-from studies.commands import demo, evaluate, report, search, train, transfer
+from studies.commands import demo, evaluate, report, search, search_report, train, transfer
 from studies.commands.base import Command
 from studies.presets import PRESETS
 from tasks import TASKS
@@ -22,6 +22,7 @@ COMMANDS: dict[str, Command] = {
         evaluate.COMMAND,
         transfer.COMMAND,
         search.COMMAND,
+        search_report.COMMAND,
         report.COMMAND,
     )
 }
@@ -34,6 +35,7 @@ EXAMPLES = """
   python -m studies evaluate runs/demo/runs/glyphs-continual-flp --ways 3
   python -m studies transfer runs/pool-0 runs/pool-1 --to mlp:128x128x128 --to conv:8-64
   python -m studies search --task sinusoid-continual --learner flp --preset smoke --workers 2
+  python -m studies search-report runs/search-2026-01-31-120000 --export-best best.toml
   python -m studies report runs/first runs/second --out runs/both
 """
 

@@ -24,6 +24,7 @@ OWN = (
     "transfer.json",
     "comparison.json",
     "study.db",
+    "search.json",
     "report.html",
 )
 
