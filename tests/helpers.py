@@ -116,9 +116,9 @@ class Hear(Apply):
         super().__init__(dict(learner.rules.items()))  # type: ignore[arg-type]
         self.calls: list[dict[str, LocalSignals]] = []
 
-    def __call__(self, state: State, signals: dict[str, LocalSignals]) -> State:
+    def __call__(self, state: State, signals: dict[str, LocalSignals], share: float = 1.0) -> State:
         self.calls.append(signals)
-        return super().__call__(state, signals)
+        return super().__call__(state, signals, share)
 
     @property
     def heard(self) -> dict[str, LocalSignals]:

@@ -358,7 +358,9 @@ def sending(alter: Callable[[dict[str, LocalSignals], Any], dict]) -> type[Sound
             class Altered:
                 needs = learn.needs
 
-                def __call__(self, state: State, signals: dict[str, LocalSignals]) -> State:
+                def __call__(
+                    self, state: State, signals: dict[str, LocalSignals], share: float = 1.0
+                ) -> State:
                     return learn(state, alter(signals, presentation))
 
             return super().present(network, state, presentation, Altered())

@@ -334,7 +334,7 @@ class Listener:
         self.needs = {name: frozenset({"teaching"}) for name in learner.plastic}
         self.heard: dict[str, LocalSignals] = {}
 
-    def __call__(self, state: State, signals: dict[str, LocalSignals]) -> State:
+    def __call__(self, state: State, signals: dict[str, LocalSignals], share: float = 1.0) -> State:
         self.heard |= signals
         return state
 

@@ -416,7 +416,9 @@ def test_padding_an_example_counts_at_every_position():
         def needs(self) -> dict[str, frozenset[str]]:
             return {n: frozenset({"teaching"}) for n in learner.plastic}
 
-        def __call__(self, state: State, signals: dict[str, LocalSignals]) -> State:
+        def __call__(
+            self, state: State, signals: dict[str, LocalSignals], share: float = 1.0
+        ) -> State:
             heard.update(signals)
             return state
 

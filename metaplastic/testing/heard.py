@@ -21,9 +21,9 @@ class Listen(Apply):
         super().__init__(rules)
         self.heard: list[tuple[str, LocalSignals]] = []
 
-    def __call__(self, state: State, signals: dict[str, LocalSignals]) -> State:
+    def __call__(self, state: State, signals: dict[str, LocalSignals], share: float = 1.0) -> State:
         self.heard += signals.items()
-        return super().__call__(state, signals)
+        return super().__call__(state, signals, share)
 
 
 def assert_sent(learner: Learner, shown: Presentation, state: State, *, all_groups: bool) -> None:

@@ -201,7 +201,9 @@ def test_neuromodulation_reaches_every_place_of_a_convolution():
         def needs(self) -> dict[str, frozenset[str]]:
             return {n: frozenset({"modulator"}) for n in learner.rules}
 
-        def __call__(self, state: State, signals: dict[str, LocalSignals]) -> State:
+        def __call__(
+            self, state: State, signals: dict[str, LocalSignals], share: float = 1.0
+        ) -> State:
             seen.update(signals)
             return state
 
