@@ -124,7 +124,8 @@ def make_config(
     metagradient = metagradient or ("first-order" if named.first_order else "unrolled")
     make_metagradient(metagradient, named)
     search = {}
-    if kept.get("learned") and "rate" in kept and "rate" not in own:
+    tuned = named.tuned_on and task.startswith(f"{named.tuned_on}-")
+    if kept.get("learned") and "rate" in kept and "rate" not in values and not tuned:
         search = {
             "rates": list(size.rates),
             "steps": max(1, round(size.rate_share * steps)),

@@ -1,8 +1,8 @@
-"""The pictures of a search: how it went, what was run again, and what its trials traded."""
+"""The pictures of a search: how it went, and what its trials traded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,9 +14,6 @@ from studies.style import COLOURS, GRID, HARM, INK, MUTED, NEUTRAL, end_labels
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from studies.search_again import Candidate
-    from studies.search_standings import Standing
 
 MAIN = COLOURS["flp"]
 BASE = INK
@@ -41,55 +38,22 @@ def history_figure(study: Study) -> Figure:
             [*numbers, last], [*best, best[-1]], where="post", color=MAIN, linewidth=1.5, alpha=0.6
         )
         axes.plot(numbers, values, "o", color=MAIN, markersize=5, markeredgewidth=0)
+        for trial in study.trials:
+            if trial.baseline and trial.values is not None:
+                value = written.factor * trial.values[i]
+                axes.plot(trial.number, value, "D", mfc="none", mec=BASE, markersize=8)
         axes.set_xlim(-0.5, last + 0.5)
         fit_values(axes, values)
         ends = [(float(best[-1]), "best so far", MAIN), *baselines(axes, study, i, written)]
         lanes(axes, study.trials, lambda t: float(t.number))
-        axes.set_title(f"{capital(written.name)} of each trial", pad=lane_pad(study.trials))
+        axes.set_title(
+            f"{capital(written.name)} of each trial{units(written.unit)}",
+            pad=lane_pad(study.trials),
+        )
         axes.set_xlabel("trial")
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         end_labels(axes, ends)
-    return figure
-
-
-def again_figure(
-    study: Study, candidates: Sequence[Candidate], lines: Sequence[Standing], measure: int = 0
-) -> Figure:
-    """Left: the value in the search beside those of fresh seeds; right: what a trial is better than
-    the default, with its interval. The best is on top.
-    """
-    from matplotlib.figure import Figure
-
-    name = study.measures[measure]
-    written, by_number = scale(name, study.config.chance), {c.trial.number: c for c in candidates}
-    figure = Figure(figsize=(9.5, 1.5 + 0.5 * len(lines)), layout="constrained")
-    values, gains = figure.subplots(1, 2, sharey=True)
-    for y, line in enumerate(lines):
-        colour = BASE if by_number[line.trial].trial.baseline else MAIN
-        fresh = written.factor * by_number[line.trial].values(name)
-        values.plot(fresh, np.full(len(fresh), y), "o", color=colour, ms=5, alpha=0.45, mew=0)
-        if line.mean is not None:
-            values.plot(written.factor * line.mean, y, "|", color=colour, ms=18, mew=2.5)
-        if line.search is not None:
-            values.plot(
-                written.factor * line.search, y, "D", mfc="white", mec=colour, mew=1.3, ms=6
-            )
-        if line.better is not None:
-            half = None if line.better_half is None else written.factor * line.better_half
-            gains.errorbar(
-                written.factor * line.better, y, xerr=half, fmt="o", color=colour, capsize=3, ms=6
-            )
-    values.set_yticks(range(len(lines)), [line.label for line in lines], color=INK)
-    values.set_ylim(len(lines) - 0.5, -0.5)
-    values.set_xlabel("diamond: in the search; dots: fresh seeds, bar: their mean")
-    values.set_title(capital(written.name))
-    gains.axvline(0, color=INK, linewidth=0.8)
-    unit = written.unit.strip()
-    gains.set_xlabel(f"better by {unit}".strip() if unit else f"fall of the {written.name}")
-    gains.set_title("Against the default, 95 % interval")
-    for axes in (values, gains):
-        axes.grid(axis="x", color=GRID, linewidth=0.8)
     return figure
 
 
@@ -115,6 +79,7 @@ def front_figure(study: Study) -> Figure | None:
     after = study.maximize[0]
     axes.step(*front.T, where="pre" if after else "post", color=MAIN, linewidth=1.2, alpha=0.6)
     axes.plot(*front.T, "o", color=MAIN, markersize=6.5, markeredgewidth=0)
+    outside = [(1 if m else -1) for m in study.maximize]  # where no other trial is
     for trial in study.trials:
         if trial.number in points and (trial.baseline or trial.number in study.front):
             colour = BASE if trial.baseline else MAIN
@@ -123,13 +88,15 @@ def front_figure(study: Study) -> Figure | None:
             axes.annotate(
                 trial.baseline or str(trial.number),
                 points[trial.number],
-                (7, 6),
+                (7 * outside[0], 7 * outside[1]),
                 textcoords="offset points",
+                ha="left" if outside[0] > 0 else "right",
+                va="bottom" if outside[1] > 0 else "top",
                 fontsize=8.5,
                 color=colour,
             )
-    axes.set_xlabel(f"{across.name} ({better(study.maximize[0])})")
-    axes.set_ylabel(f"{up.name} ({better(study.maximize[1])})")
+    axes.set_xlabel(f"{across.label}, {better(study.maximize[0])}")
+    axes.set_ylabel(f"{up.label}, {better(study.maximize[1])}")
     axes.set_title("Pareto front")
     axes.margins(0.1)
     axes.grid(color=GRID, linewidth=0.8)
@@ -155,7 +122,8 @@ def curves_figure(study: Study, best: int) -> Figure | None:
         front = trial.number == best or trial.baseline
         colour = (MAIN if trial.number == best else BASE) if front else FAINT
         values = smooth(trial.curve.loss)
-        axes.plot(trial.curve.step, values, color=colour, linewidth=1.9 if front else 0.9)
+        dashes = "--" if trial.baseline == "published" else "-"
+        axes.plot(trial.curve.step, values, dashes, color=colour, linewidth=1.9 if front else 0.9)
         shown.append(values)
         if front:
             finite = values[np.isfinite(values)]
@@ -199,21 +167,26 @@ def baselines(axes: Axes, study: Study, i: int, written: Scale) -> list[tuple[fl
     return ends
 
 
-def lanes(axes: Axes, trials: Sequence[Trial], place, label: bool = True) -> None:
+def lanes(
+    axes: Axes,
+    trials: Sequence[Trial],
+    place: Callable[[Trial], float | None],
+    label: bool = True,
+) -> None:
     """Marks above the axes for the trials that have no value, at ``place(trial)``."""
-    y = 1.045
-    for outcome in present(trials):
-        marker, colour = LANES[outcome]
-        x = [place(t) for t in trials if t.outcome == outcome and place(t) is not None]
-        axes.plot(
-            x, [y] * len(x), marker, color=colour, markersize=5, markeredgewidth=1.2,
-            transform=axes.get_xaxis_transform(), clip_on=False,
-        )  # fmt: skip
+    for lane, outcome in enumerate(present(trials)):
+        y, (marker, colour) = 1.045 + 0.06 * lane, LANES[outcome]
+        places = [place(t) for t in trials if t.outcome == outcome]
+        x = [found for found in places if found is not None]
+        if x:
+            axes.plot(
+                x, [y] * len(x), marker, color=colour, markersize=5, markeredgewidth=1.2,
+                transform=axes.get_xaxis_transform(), clip_on=False,
+            )  # fmt: skip
         if label:
             axes.text(
                 1.015, y, outcome, transform=axes.transAxes, color=MUTED, fontsize=9, va="center"
             )
-        y += 0.06
 
 
 def lane_pad(trials: Sequence[Trial]) -> float:
@@ -224,6 +197,11 @@ def lane_pad(trials: Sequence[Trial]) -> float:
 def present(trials: Sequence[Trial]) -> list[str]:
     """The outcomes without a value that there are."""
     return [outcome for outcome in LANES if any(t.outcome == outcome for t in trials)]
+
+
+def units(unit: str) -> str:
+    """A unit in brackets, if there is one."""
+    return f" ({unit})" if unit else ""
 
 
 def better(maximize: bool) -> str:

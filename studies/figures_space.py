@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = 4
+COLUMNS = (5, 4, 3)
+"""Panels side by side, of which the number that leaves the fewest gaps is taken."""
 
 
 def importance_figure(study: Study) -> Figure | None:
@@ -56,10 +57,10 @@ def slices_figure(study: Study) -> Figure:
     from matplotlib.figure import Figure
 
     names = list(study.space)
-    columns = min(COLUMNS, len(names))
+    columns = min(len(names), min(COLUMNS, key=lambda c: -len(names) % c))
     folds = -(-len(names) // columns)
     rows = folds * len(study.measures)
-    figure = Figure(figsize=(2.75 * columns + 0.6, 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(2.5 * columns + 0.6, 2.7 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for i, measure in enumerate(study.measures):
         written = scale(measure, study.config.chance)
@@ -71,10 +72,10 @@ def slices_figure(study: Study) -> Figure:
                 continue
             _slice(axes, study, names[k], i)
             fit_values(axes, values)
-            axes.set_ylabel(capital(written.name) if k % columns == 0 else "")
+            axes.set_ylabel(capital(written.label) if k % columns == 0 else "")
             axes.tick_params(axis="y", labelleft=k % columns == 0)
-            title = "" if i else names[k]
-            axes.set_title(title, fontsize=9.5, pad=lane_pad(study.trials) - 3)
+            minus = "1 − " if study.space[names[k]]["type"] == "OneMinus" else ""
+            axes.set_title(minus + names[k], fontsize=9.5, pad=lane_pad(study.trials) - 3)
     return figure
 
 
@@ -82,6 +83,7 @@ def _slice(axes: Axes, study: Study, name: str, i: int) -> None:
     from matplotlib import colormaps
 
     dimension, written = study.space[name], scale(study.measures[i], study.config.chance)
+    _scale(axes, dimension)  # first, or a single point makes limits of its own
     drawn = [t for t in study.trials if t.values is not None and name in t.parameters]
     x = [position(dimension, t.parameters[name]) for t in drawn]
     y = [written.factor * (t.values or ())[i] for t in drawn]
@@ -94,11 +96,10 @@ def _slice(axes: Axes, study: Study, name: str, i: int) -> None:
             axes.plot(across, up, "D", mfc="none", mec=BASE, markersize=8)
 
     def place(trial: Trial) -> float | None:
-        value = trial.parameters.get(name)
-        return None if value is None else position(dimension, value)
+        known = trial.parameters
+        return position(dimension, known[name]) if name in known else None
 
     lanes(axes, study.trials, place, label=False)
-    _scale(axes, dimension, name)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
 
 
@@ -109,7 +110,7 @@ def position(dimension: dict[str, Any], parameter: Any) -> float:
     return float(2**parameter if dimension["type"] == "PowerOfTwo" else parameter)
 
 
-def _scale(axes: Axes, dimension: dict[str, Any], name: str) -> None:
+def _scale(axes: Axes, dimension: dict[str, Any]) -> None:
     """The axis of a dimension, over all of it."""
     kind = dimension["type"]
     if kind == "Choice":
@@ -120,7 +121,6 @@ def _scale(axes: Axes, dimension: dict[str, Any], name: str) -> None:
     low, high = dimension["low"], dimension["high"]
     if kind == "OneMinus":
         low, high = 1 - high, 1 - low
-        axes.set_xlabel(f"1 − {name}", fontsize=9)
     if kind == "Real":
         room = 0.04 * (high - low)
         axes.set_xlim(low - room, high + room)

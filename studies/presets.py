@@ -72,6 +72,17 @@ def _sinusoids(**options: float) -> dict[str, Sizes]:
     }
 
 
+def _omniglot(**options: float) -> dict[str, Sizes]:
+    """The sizes of the Omniglot studies, with a learner's options."""
+    shared: dict[str, Any] = {"options": options, "decay": "late"}
+    return {
+        "smoke": Sizes(20, 2, 20, (32,), _images(4, 2, 2), rate_episodes=4, options=options),
+        "quick": Sizes(150, 8, 200, (128,), _images(5, 5), **shared),
+        "acceptance": Sizes(800, 2, 500, (128,), _images(20, 5), **shared),
+        "full": Sizes(40_000, 2, 500, (128,), _images(20, 5), **shared),
+    }
+
+
 def _pools(shots: int) -> dict[str, Sizes]:
     """The sizes of rules that learn from random weights, which takes longer streams."""
     shared: dict[str, Any] = {"arch": "mlp:64x64x64", "decay": "late"}
@@ -84,8 +95,15 @@ def _pools(shots: int) -> dict[str, Sizes]:
 
 
 TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
-    ("sinusoid", "*"): _sinusoids(initial_rate=0.01, feedback_rate=0.01),
-    ("sinusoid", "flp"): _sinusoids(initial_rate=0.02, feedback_rate=0.03, plasticity_rate=0.03),
+    # Set by hand. `python -m studies search --task sinusoid-continual --learner NAME --preset quick
+    # --trials 16 --seed 1000` found nothing that beats them by more than the interval over three
+    # fresh seeds, for flp and feedback-delta.
+    ("sinusoid", "*"): _sinusoids(
+        initial_rate=0.01, feedback_rate=0.01, control_rate=0.01, clip=1.0
+    ),
+    ("sinusoid", "flp"): _sinusoids(
+        initial_rate=0.02, feedback_rate=0.03, plasticity_rate=0.03, mix=0.9, clip=1.0
+    ),
     ("sinusoid", "flp-faithful"): _sinusoids(),
     ("glyphs", "*"): {
         "smoke": Sizes(20, 2, 20, (32,), _images(4, 2, 2), rate_episodes=4),
@@ -95,12 +113,12 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
     },
     ("glyphs", "pool"): _pools(15),
     ("glyphs", "pool-f0"): _pools(15),
-    ("omniglot", "*"): {
-        "smoke": Sizes(20, 2, 20, (32,), _images(4, 2, 2), rate_episodes=4),
-        "quick": Sizes(150, 8, 200, (128,), _images(5, 5), decay="late"),
-        "acceptance": Sizes(800, 2, 500, (128,), _images(20, 5), decay="late"),
-        "full": Sizes(40_000, 2, 500, (128,), _images(20, 5), decay="late"),
-    },
+    # Set by hand, before there was a search: the documented Omniglot runs had these.
+    ("omniglot", "*"): _omniglot(initial_rate=1e-3, control_rate=0.01, clip=1.0),
+    ("omniglot", "flp-faithful"): _omniglot(),
+    ("omniglot", "flp"): _omniglot(
+        initial_rate=1e-3, feedback_rate=1e-3, plasticity_rate=1e-3, mix=0.9, clip=1.0
+    ),
     ("mnist", "*"): {
         "smoke": Sizes(20, 2, 20, (32,), _digits(2, 2), rate_episodes=4),
         "quick": Sizes(150, 4, 200, (128,), _digits(5, 5), decay="late"),

@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from metaplastic.errors import ConfigurationError
@@ -28,8 +29,10 @@ BATCH = 25
 """Of these at a time; the first batch also scores a trial on its way."""
 ARTIFACTS = "artifacts"
 DATABASE = "study.db"
-CONFIG, MADE_BY = "config", "command"
-"""Attributes of a study: the configuration of its trials, and how it was made."""
+CONFIG, MADE_BY, COMMANDS = "config", "command", "commands"
+"""Attributes of a study: the configuration of its trials, how it was made, and how many commands
+have worked on it.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Search:
     device: str
     interval: int
     grace: int
+    earlier: int
+    """Commands that have worked on the study before."""
 
 
 def make_problem(config: RunConfig, device: torch.device, *, stream: int = 0) -> Problem:
@@ -88,19 +93,36 @@ def trial_config(config: RunConfig, options: Mapping[str, Any], seed: int) -> Ru
     return replace(config, options={**config.options, **options}, seed=seed, rate_search={})
 
 
+def sign(study: Any, config: RunConfig, words: str) -> int:
+    """Write down in a new study how it was made; returns how many commands have signed before."""
+    earlier = study.user_attrs.get(COMMANDS, 0)
+    if CONFIG not in study.user_attrs:
+        study.set_user_attr(CONFIG, config.as_json())
+        study.set_user_attr(MADE_BY, words)
+    study.set_user_attr(COMMANDS, earlier + 1)
+    return earlier
+
+
 def work(job: Search, worker: int) -> None:
     """One worker, in a process of its own: trials until the study has enough."""
     import optuna
     from optuna.artifacts import FileSystemArtifactStore
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # of this process alone
+    # Of this process alone. What is raised comes out as such, and surplus trials are no news.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    parent = multiprocessing.parent_process()
+
+    def report(*_: object) -> None:
+        if parent is not None and not parent.is_alive():
+            raise SystemExit("the command that asked for this is gone")
+
     problem = make_problem(job.config, torch.device(job.device))
     storage = open_storage(job.storage, interval=job.interval, grace=job.grace)
     study = optuna.load_study(study_name=job.name, storage=storage)
-    # A worker that comes later, or again, must not draw what another one drew.
-    seed = job.config.seed + 1_000_003 * worker + len(study.get_trials(deepcopy=False))
-    study.sampler = make_sampler(job.sampler, seed, problem.space, job.trials)
+    # No worker, of this command or another one, may draw what another one drew.
+    seed = np.random.SeedSequence([job.config.seed, job.earlier, worker]).generate_state(1)[0]
+    study.sampler = make_sampler(job.sampler, int(seed), problem.space, job.trials)
     study.pruner = make_pruner(job.pruner)
     folder = Path(job.out) / ARTIFACTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +135,7 @@ def work(job: Search, worker: int) -> None:
             seed=job.config.seed,
             timeout=job.timeout,
             artifacts=FileSystemArtifactStore(str(folder)),
+            report=report,
         )
 
 
@@ -123,25 +146,30 @@ def run_workers(
     stop: Callable[[], bool] = lambda: False,
     pause: float = 1.0,
 ) -> None:
-    """Run workers until the study has ``job.trials`` finished trials; one that dies is replaced.
+    """Run workers until the study has ``job.trials`` finished trials; one that is killed is
+    replaced.
 
     ``look`` is given the study every ``pause`` seconds.
 
     Raises:
         KeyboardInterrupt: when ``stop`` says so; running trials are left to the next resume.
-        ConfigurationError: when workers die again and again.
+        ConfigurationError: when workers are killed again and again.
+        RuntimeError: when a worker fails, which has printed its traceback.
     """
     import optuna
 
     context = multiprocessing.get_context("spawn")
     storage = open_storage(job.storage, interval=job.interval, grace=job.grace)
     study = optuna.load_study(study_name=job.name, storage=storage)
-    started, deaths = 0, 0
+    began, started, deaths = time.monotonic(), 0, 0
     running: list[BaseProcess] = []
 
     def start() -> BaseProcess:
         nonlocal started
-        process = context.Process(target=work, args=(job, started), daemon=True)
+        left = None if job.timeout is None else job.timeout - (time.monotonic() - began)
+        process = context.Process(
+            target=work, args=(replace(job, timeout=left), started), daemon=True
+        )
         process.start()
         started += 1
         return process
@@ -156,11 +184,16 @@ def run_workers(
             ended = [process for process in running if not process.is_alive()]
             running = [process for process in running if process.is_alive()]
             dead = [process for process in ended if process.exitcode]
+            if any(process.exitcode and process.exitcode > 0 for process in dead):
+                raise RuntimeError(
+                    "a worker failed, with the traceback above; its trial is recorded as failed. "
+                    "Go on with --resume once the cause is mended."
+                )
             deaths += len(dead)
             if deaths > 3 * workers + job.trials:
                 raise ConfigurationError(
-                    f"workers died {deaths} times, the last one with code {dead[-1].exitcode}: see "
-                    "their messages above."
+                    f"workers were killed {deaths} times, the last one with signal "
+                    f"{-(dead[-1].exitcode or 0)}; 9 usually means that memory ran out."
                 )
             if len(finished(study)) < job.trials:
                 running += [start() for _ in dead]

@@ -101,7 +101,7 @@ def run_again(
     def words(outcome: Outcome) -> str:
         if outcome.score is None:
             return f"diverged: {outcome.reason}"
-        return f"{written.name} {written.text(outcome.score.value('score'))}"
+        return f"{written.label} {written.text(outcome.score.value('score'))}"
 
     outcomes = run_jobs(again, jobs, workers, display, words)
     return [Candidate(t, [outcomes[job_name(t, seed)] for seed in seeds]) for t in trials]

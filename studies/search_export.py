@@ -34,8 +34,8 @@ def write_options(path: Path, study: Study, trial: Trial, line: Standing, seeds:
     heading = [
         f"{_one_line(study.name)}: options of {line.label}"
         + (f" (trial {trial.number})" if trial.baseline else ""),
-        f"{written.name} in the search: {written.text(line.search)}",
-        f"{written.name} on fresh validation episodes, training seeds "
+        f"{written.label} in the search: {written.text(line.search)}",
+        f"{written.label} on fresh validation episodes, training seeds "
         f"{', '.join(map(str, seeds))}: {written.text(line.mean)} ± {written.text(line.half)}",
         f"searched with: {_one_line(study.command)}",
         f"train with: python -m studies train {run_words(study.config)} --config {path.name}",

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaplastic.tune.problem import Measure
-from studies.figures_search import again_figure, curves_figure, front_figure, history_figure
+from studies.figures_again import again_figure
+from studies.figures_search import curves_figure, front_figure, history_figure
 from studies.figures_space import importance_figure, slices_figure
 from studies.page import definitions, figure, line, machine_lines, table, write_document
 from studies.report import render
@@ -95,12 +96,14 @@ def _again(
     note = (
         f"Trained again with seeds {', '.join(map(str, result['seeds']))}, which no trial had, and "
         f"scored on {episodes} validation episodes that no trial saw; the test episodes stay "
-        "unseen. The best of many scores is good by luck too, so that values in the search flatter "
-        "the trials chosen by them, and the default, which was not chosen, much less. ± is half "
-        "the 95 % interval over seeds, by Student's t; the difference to the default is paired by "
-        "seed. The trial on top was picked among these few, which flatters it a little again."
+        "unseen. The first two columns of numbers are from the search, the others new. The best "
+        "of many values is good by luck too: compare how far a trial was over the default in the "
+        "search with what is left of it. (The values themselves also move because other episodes "
+        "are easier or harder.) ± is half the 95 % interval over seeds, by Student's t, on these "
+        "episodes; differences to the default are paired by seed. The trial on top was picked "
+        "among these few, which flatters it a little again."
     )
-    name = scale(measure, chance).name
+    name = scale(measure, chance).label
     shown = (
         ""
         if picture is None
@@ -130,7 +133,7 @@ def _notes(study: Study) -> list[str]:
 def _all_trials(study: Study) -> str:
     scales = [scale(measure, study.config.chance) for measure in study.measures]
     options = list(study.space)
-    head = ["trial", *(s.name for s in scales), "seconds", *options]
+    head = ["trial", *(s.label for s in scales), "seconds", *options]
     rest = [t for t in study.trials if t.values is None]
     shown = (study.complete + rest)[:ROWS]
     lines = []

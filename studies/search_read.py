@@ -88,6 +88,13 @@ class Scale:
     factor: float
     digits: int
     unit: str
+    """Of values; may be empty."""
+    unit_of_change: str
+
+    @property
+    def label(self) -> str:
+        """``accuracy (%)``"""
+        return self.name + (f" ({self.unit})" if self.unit else "")
 
     def text(self, value: float | None, sign: str = "") -> str:
         """A value or a difference in the measure's unit; a dash where there is none."""
@@ -100,12 +107,11 @@ class Scale:
 def scale(measure: Measure, chance: float | None) -> Scale:
     """The scale of a measure; ``chance`` is None for regression."""
     if measure == "seconds":
-        return Scale("seconds", 1.0, 1, " s")
+        return Scale("seconds", 1.0, 1, "", "s")
+    name = score_name(chance) if measure == "score" else measure
     if chance is None:
-        return Scale(score_name(None) if measure == "score" else measure, 1.0, 4, "")
-    if measure == "score":
-        return Scale("accuracy (%)", 100.0, 1, " points")
-    return Scale("forgetting (points)", 100.0, 1, " points")
+        return Scale(name, 1.0, 4, "", "")
+    return Scale(name, 100.0, 1, "%" if measure == "score" else "points", "points")
 
 
 def find_study(text: str, storage: str | None, artifacts: str | None) -> tuple[str, str, Path]:

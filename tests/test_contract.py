@@ -45,6 +45,7 @@ from metaplastic import (
     Unsupervised,
     WeightMirror,
 )
+from metaplastic.credit import FeedbackControl, StrongFeedbackControl
 from metaplastic.errors import CompatibilityError
 from metaplastic.testing import CreditContract, MetaGradientContract, RuleContract
 from metaplastic.testing.loop import LearnerBench
@@ -136,6 +137,11 @@ def decaying() -> Rules:
     return {"*": Delta(0.02, learned=True, decay=0.05)}
 
 
+def fed() -> Rules:
+    rate = Delta(1e-3, derivative=False, decay=0.1)
+    return {"role:feedback": rate, "*": Delta(0.02, learned=True, derivative=False)}
+
+
 CREDITS: dict[str, Row] = {
     "backprop": Row(Backprop),
     "backprop-pool": Row(lambda: Backprop(input_beta=2.0, linked=True), RULES["pool"]),
@@ -166,6 +172,29 @@ CREDITS: dict[str, Row] = {
     "neuromodulation": Row(Neuromodulation),
     "neuromodulation-target": Row(
         lambda: Neuromodulation("target", weights="resampled"), RULES["polynomial-modulated"]
+    ),
+    "control": Row(FeedbackControl, network=mlp),
+    "control-steady": Row(
+        lambda: FeedbackControl("steady", weights="learned", difference="voltage"), network=mlp
+    ),
+    "control-random": Row(
+        lambda: FeedbackControl(weights="resampled", initial="random", leak=1.0), network=mlp
+    ),
+    "control-dynamic": Row(lambda: FeedbackControl("dynamic", steps=6), network=mlp),
+    "control-dynamic-last": Row(
+        lambda: FeedbackControl("dynamic", steps=6, average=False, weights="learned"), network=mlp
+    ),
+    "control-forward-noise": Row(
+        lambda: FeedbackControl(weights="learned", feedback_learning="forward-noise"), fed, mlp
+    ),
+    "control-noise-phase": Row(
+        lambda: FeedbackControl(feedback_learning="noise-phase", noise={"steps": 6}), fed, mlp
+    ),
+    "control-strong": Row(lambda: StrongFeedbackControl(weights="learned"), network=mlp),
+    "control-single-phase": Row(
+        lambda: StrongFeedbackControl("dynamic", steps=6, feedback_learning="single-phase"),
+        fed,
+        mlp,
     ),
     "unsupervised": Row(Unsupervised),
     "unsupervised-recurrent": Row(

@@ -6,8 +6,10 @@ from metaplastic.credit.alignment import WeightMirror as WeightMirror
 from metaplastic.credit.backprop import Backprop as Backprop
 from metaplastic.credit.base import CreditAssignment as CreditAssignment
 from metaplastic.credit.direct_feedback import DirectFeedback as DirectFeedback
+from metaplastic.credit.feedback_control import FeedbackControl as FeedbackControl
 from metaplastic.credit.layerwise import LayerwiseFeedback as LayerwiseFeedback
 from metaplastic.credit.neuromodulation import Neuromodulation as Neuromodulation
 from metaplastic.credit.random_target import DirectRandomTarget as DirectRandomTarget
 from metaplastic.credit.sign_symmetry import SignSymmetry as SignSymmetry
+from metaplastic.credit.strong_control import StrongFeedbackControl as StrongFeedbackControl
 from metaplastic.credit.unsupervised import Unsupervised as Unsupervised

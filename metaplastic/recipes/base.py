@@ -78,6 +78,8 @@ class Recipe:
     """Every layer is plastic: the network has no trunk."""
     space: Space = field(default_factory=dict)
     """The options that a search varies."""
+    tuned_on: str = ""
+    """The family of tasks on which a search set the default options; empty where none did."""
 
     def configure(self, values: Mapping[str, Any]) -> Options:
         """The default options with some values replaced.

@@ -59,21 +59,43 @@ def _recipe(
     name: str,
     about: str,
     build: Callable[..., Learner],
-    space: Space = DELTA,
+    options: DeltaOptions | None = None,
     *,
+    space: Space = DELTA,
     first_order: bool = False,
     whole: bool = False,
 ) -> Recipe:
-    options = DeltaOptions()
-    return Recipe(name, about, build, options, None, first_order, whole, space)
+    tuned_on = "" if options is None else "glyphs"
+    options = options or DeltaOptions()
+    return Recipe(name, about, build, options, None, first_order, whole, space, tuned_on)
 
 
+# Options that are given: python -m studies search --task glyphs-continual --learner NAME
+#     --preset quick --trials 16 --seed 1000
 RECIPES = (
-    _recipe("oml", "backprop x delta, second order", _oml),
+    _recipe(
+        "oml",
+        "backprop x delta, second order",
+        _oml,
+        DeltaOptions(initial_rate=2.2e-3, clip=0.42, rate=0.073, control_rate=0.077),
+    ),
     _recipe("oml-1", "backprop x delta, first order", _oml, first_order=True),
     _recipe("maml", "backprop x delta in every layer", _maml, whole=True),
     _recipe("anil", "backprop x delta in the last layer", _anil),
-    _recipe("feedback-delta", "learned direct feedback x delta", _feedback_delta, _FEEDBACK),
-    _recipe("dfa", "fixed random direct feedback x delta", _dfa),
+    _recipe(
+        "feedback-delta",
+        "learned direct feedback x delta",
+        _feedback_delta,
+        DeltaOptions(
+            initial_rate=0.013, feedback_rate=0.044, clip=1.85, rate=0.084, control_rate=0.018
+        ),
+        space=_FEEDBACK,
+    ),
+    _recipe(
+        "dfa",
+        "fixed random direct feedback x delta",
+        _dfa,
+        DeltaOptions(initial_rate=5.9e-3, clip=0.475, rate=0.965, control_rate=0.0985),
+    ),
     Recipe("none", "no inner updates: meta-trained weights alone", _none, Options(), space=OUTER),
 )

@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler
 
 from metaplastic.errors import UnknownNameError
 from metaplastic.recipes.space import Space
+from metaplastic.tune.gp import WaryGPSampler
 from metaplastic.tune.storage import quiet
 
 Sampler = Literal["tpe", "gp", "cmaes", "random", "grid"]
@@ -42,7 +43,7 @@ def _sampler(name: str, seed: int, space: Space, startup: int) -> BaseSampler:
             seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True
         )
     if name == "gp":
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+        return WaryGPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
     if name == "cmaes":
         return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
     if name == "random":

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         from metaplastic.tune import finished, open_storage, open_study
         from metaplastic.tune.storage import has_heartbeat
-        from studies.search import CONFIG, DATABASE, MADE_BY, Search, make_problem, run_workers
+        from studies.search import DATABASE, Search, make_problem, run_workers, sign
         from studies.search_display import SearchDisplay, best_first, search_table
     except ImportError as reason:
         raise ConfigurationError(
@@ -88,7 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not has_heartbeat(storage):
         print(
             "This storage shows no signs of life in Optuna 5: the trial of a worker that is killed "
-            "stays as running and is not run again. A database does better."
+            "stays as running, takes one of the --trials and is not run again. A database does "
+            "better."
         )
     problem = make_problem(config, device)
     name = arguments.study_name or f"{config.task}-{config.learner}"
@@ -96,12 +97,10 @@ def run(arguments: argparse.Namespace) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = open_study(storage, name, problem, measures, resume=arguments.resume)
-        if CONFIG not in study.user_attrs:
-            study.set_user_attr(CONFIG, config.as_json())
-            study.set_user_attr(MADE_BY, _words(arguments, config, pruner))
+        earlier = sign(study, config, _words(arguments, config, pruner))
         job = Search(
             config, place, name, str(out), arguments.trials, arguments.sampler, pruner, measures,
-            arguments.timeout, device.type, interval, arguments.grace,
+            arguments.timeout, device.type, interval, arguments.grace, earlier,
         )  # fmt: skip
         with (
             stoppable() as stop,
@@ -130,9 +129,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
     result.write(out)
     print(f"\n{search_table(study, measures, config.chance)}\n")
+    shown = "URL" if "@" in place else place  # there may be a password in it
     print(f"The study and its artifacts are in {out}; see it with")
-    where = f" --storage {arguments.storage}" if arguments.storage else f" --storage {place}"
-    print(f"  python -m studies search-report {name}{where}")
+    print(f"  python -m studies search-report {name} --storage {shown}")
     print(result.headline)
 
 
@@ -194,6 +193,10 @@ def _check(arguments: argparse.Namespace, measures: tuple[Any, ...], pruner: str
         raise ConfigurationError(
             f"--pruner {pruner}: trials of several objectives are not pruned; leave it out."
         )
+    if len(measures) > 1 and arguments.sampler == "cmaes":
+        raise ConfigurationError("--sampler cmaes: it searches for one objective; take tpe or gp.")
+    if measures == ("seconds",) and pruner == "wilcoxon":
+        raise ConfigurationError("--pruner wilcoxon: seconds are not measured by the episode.")
 
 
 def _folder(arguments: argparse.Namespace) -> Path:

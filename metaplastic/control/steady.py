@@ -1,0 +1,122 @@
+"""The steady state of a leaky integral controller, without a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaplastic.control.chain import Chain, Units
+from metaplastic.control.goal import Goal
+from metaplastic.control.jacobian import jacobian, through_feedback
+
+
+class Steady(NamedTuple):
+    """A steady state, with 0 in place of a control that was not found."""
+
+    control: Tensor
+    """u, (B, K)"""
+    found: Tensor
+    """(B, 1) whether it was."""
+
+
+def sent(control: Tensor, feedback: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Q_i u, (B, n_i) for each controlled layer."""
+    return tuple(control @ q.mT for q in feedback)
+
+
+def analytic(
+    chain: Chain, units: Units, feedback: Sequence[Tensor], error: Tensor, leak: Tensor
+) -> Steady:
+    """The steady state of the network linearised at ``units``: (J Q + a I) u = e (Meulemans et al.
+    2021), exact for linear networks.
+
+    Args:
+        chain: the controlled layers.
+        units: their feed-forward activity.
+        feedback: Q_i (n_i, K).
+        error: e, the control error (B, K) there.
+        leak: a, on the whole control u; broadcast over (B, K).
+    """
+    loop = _leaky(through_feedback(jacobian(chain, units), feedback), leak)
+    control, found = _solve(loop, error)
+    return Steady(control, found)
+
+
+def newton(
+    chain: Chain,
+    feedback: Sequence[Tensor],
+    goal: Goal,
+    leak: Tensor,
+    *,
+    iterations: int = 8,
+    halvings: int = 3,
+    tolerance: float = 1e-5,
+) -> Steady:
+    """The steady state itself, the root u of e(r_L(u)) = a u, by damped Newton steps from u = 0.
+
+    Every iteration takes the best of the step and its halves, or none, so that the residual never
+    grows. One more step at the root, with its graph, has the derivative of the root (the implicit
+    function theorem) and costs nothing on the way there.
+
+    Args:
+        chain: the controlled layers.
+        feedback: Q_i (n_i, K).
+        goal: the control error.
+        leak: a, on the whole control u; broadcast over (B, K).
+        iterations: number of steps, the same for all examples.
+        halvings: how often a step may be halved.
+        tolerance: largest residual, relative to the output and error at u = 0, of a root.
+    """
+
+    def residual(u: Tensor) -> tuple[Tensor, Units]:
+        units = chain.run(sent(u, feedback))
+        return goal.error(units.output) - leak * u, units
+
+    def slope(units: Units) -> Tensor:
+        through = through_feedback(jacobian(chain, units), feedback)
+        return _leaky(goal.linked(units.output, through), leak)
+
+    with torch.no_grad():
+        u = torch.zeros_like(goal.target)
+        left, units = residual(u)
+        size = _length(left)
+        limit = tolerance * (size + _length(units.output))
+        for _ in range(iterations):
+            step = torch.linalg.solve_ex(slope(units), left.unsqueeze(-1))[0].squeeze(-1)
+            start = u
+            for j in range(halvings + 1):
+                tried = start + 0.5**j * step
+                rest = _length(residual(tried)[0])
+                better = rest < size
+                u, size = torch.where(better, tried, u), torch.where(better, rest, size)
+            left, units = residual(u)
+        matrix = slope(units)
+        found = size <= limit
+    step, regular = _solve(matrix, residual(u)[0])
+    found = found & regular
+    return Steady(torch.where(found, u + step, torch.zeros_like(u)), found)
+
+
+def _leaky(through: Tensor, leak: Tensor) -> Tensor:
+    return through + leak * torch.eye(through.shape[-1], dtype=through.dtype, device=through.device)
+
+
+def _solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Solution (B, K), 0 where the matrix (B, K, K) is singular, and where it is not (B, 1). What
+    is singular is taken out first, so that it leaves no NaN in a gradient.
+    """
+    with torch.no_grad():
+        tried, info = torch.linalg.solve_ex(matrix, right.unsqueeze(-1))
+        regular = (info == 0).unsqueeze(-1) & tried.squeeze(-1).isfinite().all(-1, keepdim=True)
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    safe = torch.where(regular.unsqueeze(-1), matrix, eye)
+    asked = torch.where(regular, right, torch.zeros_like(right))
+    return torch.linalg.solve_ex(safe, asked.unsqueeze(-1))[0].squeeze(-1), regular
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """(B, K) -> (B, 1)"""
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)

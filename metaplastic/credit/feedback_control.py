@@ -1,0 +1,249 @@
+"""Deep feedback control."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from metaplastic.control import Chain, Constants, Goal, Moment, Units, analytic, moments, newton
+from metaplastic.control.simulate import diverges
+from metaplastic.control.steady import sent
+from metaplastic.credit.control_signals import control_signals, stretches
+from metaplastic.credit.controller_feedback import ControllerFeedback, Initial
+from metaplastic.credit.feedback_learning import (
+    FeedbackLearning,
+    HighPass,
+    NoiseOptions,
+    from_control,
+)
+from metaplastic.errors import ConfigurationError, check_choice
+from metaplastic.networks import LayeredNetwork, Network
+from metaplastic.signals import Learn, LocalSignals, Origin, Presentation, State
+
+Mode = Literal["analytic", "steady", "dynamic"]
+Difference = Literal["rate", "voltage"]
+
+
+class FeedbackControl(ControllerFeedback):
+    r"""A controller drives the output to a target through feedback to every layer, and each layer
+    learns to do without it (deep feedback control, Meulemans et al. 2021).
+
+    The target is the feed-forward output moved a little, r_L^* = r_L^- + nudge * error. The control
+    is u = u_int + k_p e with e = r_L^* - r_L and du_int/dt = e - leak * u (the leak acts on all of
+    u), and layer i gets Q_i u: tau dv_i/dt = -v_i + W_i r_{i-1} + b_i + Q_i u. Synapses see the
+    controlled rate r_{i-1}; phi(W_i r_{i-1} + b_i), what it calls for by itself; and phi(v_i) as
+    target. ``Delta(rate, derivative=False)`` is the published rule. Examples for which no control
+    is found change nothing, count as examples, and are counted in ``state["credit"]``.
+
+    The feedback groups ``layer0_feedback`` (n_i, K) reach from the lowest plastic layer to the
+    last, whose feedback begins as the identity. These layers must be Linear with nothing but
+    activation functions between them.
+
+    Args:
+        mode: ``"analytic"``, the steady state of the linearised network, then one pass;
+            ``"steady"``, that of the network itself, by Newton's method; ``"dynamic"``, a
+            simulation by forward Euler steps (twice, first to see which examples diverge).
+        nudge, leak, gain: of the target and of the controller, gain is k_p: a number, or a
+            Coefficient of your own (role ``"control"``), evaluated once for an episode.
+        tau: time constant of the potentials; smaller than dt counts as dt.
+        dt: length of a simulation step. Keep ``control.gain_bound`` below about 5.
+        steps: number of simulated moments, the feed-forward state among them.
+        apical: time constant of the apical compartments, None for instantaneous ones.
+        proactive, instant: see ``control.Constants``.
+        average: learn all along the simulation, the transient included, or from its last moment.
+        chunk: moments that are told at once, B x chunk rows of which each counts as an example of
+            its own (rules with reduction ``"sum"`` need chunk=1). More of them are faster, and more
+            exact in single precision, in more memory.
+        iterations, halvings, tolerance: see ``control.newton``.
+        difference: ``"rate"``, phi(v_i) and phi(W_i r_{i-1} + b_i), or ``"voltage"``, the
+            potentials themselves. The gain is phi' at the feed-forward potential.
+        weights: feedback weights ``"fixed"``, ``"learned"`` by the outer loop or ``"resampled"``.
+        initial: ``"weight-product"``, W_{i+1}^T ... W_L^T of the network when the learner is made,
+            or ``"random"`` (what is resampled must be).
+        scale: factor on the standard deviation sqrt(2 / K) of random ones.
+        feedback_learning: what feedback synapses with a rule, ``"role:feedback"`` (such as
+            ``Delta(rate, derivative=False, decay=...)``), learn from. ``"forward-noise"``: one
+            noisy pass, whose mean is J_i^T; ``"noise-phase"``: the controller's work against noise;
+            both before the presentation itself. ``"single-phase"``: noise in the simulation itself
+            (mode ``"dynamic"``, Meulemans et al. 2022).
+        noise: its options, see NoiseOptions.
+
+    Raises:
+        ConfigurationError: for options out of range or that contradict each other.
+    """
+
+    provides = frozenset({"teaching", "gain"})
+
+    def __init__(
+        self,
+        mode: Mode = "analytic",
+        *,
+        nudge: float | nn.Module = 0.1,
+        leak: float | nn.Module = 1e-3,
+        gain: float | nn.Module = 2.0,
+        tau: float = 0.2,
+        dt: float = 0.02,
+        steps: int = 500,
+        apical: float | None = None,
+        proactive: bool = True,
+        instant: bool = True,
+        average: bool = True,
+        chunk: int = 1,
+        iterations: int = 8,
+        halvings: int = 3,
+        tolerance: float = 1e-5,
+        difference: Difference = "rate",
+        weights: Origin = "fixed",
+        initial: Initial = "weight-product",
+        scale: float = 1.0,
+        feedback_learning: FeedbackLearning = "none",
+        noise: NoiseOptions | None = None,
+    ) -> None:
+        super().__init__(weights, scale, initial, feedback_learning, noise, steps, chunk)
+        check_choice(mode=(mode, Mode), difference=(difference, Difference))
+        self.nudge, self.leak, self.gain = nudge, leak, gain
+        _check_numbers(nudge=nudge, leak=leak, gain=gain)
+        if not (dt > 0 and tau > 0 and steps >= 2 and chunk >= 1 and iterations >= 1):
+            raise ConfigurationError(
+                "dt and tau are above 0, steps at least 2, chunk and iterations at least 1; got "
+                f"dt={dt}, tau={tau}, steps={steps}, chunk={chunk}, iterations={iterations}."
+            )
+        if apical is not None and not apical >= dt:
+            raise ConfigurationError(f"apical is at least dt={dt}, or None; got {apical}.")
+        if feedback_learning == "single-phase" and not (mode == "dynamic" and average):
+            raise ConfigurationError(
+                "feedback_learning='single-phase' learns along the simulation: it needs "
+                f"mode='dynamic' and average=True, got mode={mode!r}, average={average}."
+            )
+        self.mode, self.average = mode, average
+        self.tau, self.dt, self.apical = tau, dt, apical
+        self.proactive, self.instant = proactive, instant
+        self.iterations, self.halvings, self.tolerance = iterations, halvings, tolerance
+        self.difference = difference
+
+    def numbers(self) -> dict[str, float | nn.Module]:
+        """What may be a Coefficient."""
+        return {"nudge": self.nudge, "leak": self.leak, "gain": self.gain}
+
+    def start(self, network: Network, weights: dict[str, Tensor], batch: int) -> State:
+        """The controller's numbers, (1, 1) each, and ``unconverged``: the examples so far for which
+        no control was found.
+        """
+        like = next(iter(weights.values()))
+        values = {
+            name: number() if isinstance(number, nn.Module) else like.new_full((1, 1), number)
+            for name, number in self.numbers().items()
+        }
+        return {**values, "unconverged": like.new_zeros(())}
+
+    def goal(self, presentation: Presentation, units: Units, numbers: State) -> Goal:
+        """What the output is steered to."""
+        return Goal(units.output + numbers["nudge"] * presentation.teacher.error(units.output))
+
+    def present(
+        self, network: Network, state: State, presentation: Presentation, learn: Learn
+    ) -> State:
+        assert isinstance(network, LayeredNetwork)
+        lowest = self._lowest(network)
+        chain, still = Chain.of(network, state["weights"], presentation.x, lowest)
+        state = self._teach_feedback(chain, still, state, presentation, learn)
+        goal = self.goal(presentation, still, state["credit"])
+        shown = Shown(network, presentation, chain, still, goal)
+        present = self._in_time if self.mode == "dynamic" else self._at_rest
+        state, found = present(shown, state, learn)
+        lost = (~found).to(still.output)
+        lost = lost if presentation.weight is None else lost * presentation.weight
+        credit = {**state["credit"], "unconverged": state["credit"]["unconverged"] + lost.sum()}
+        return {**state, "credit": credit}
+
+    def _at_rest(self, shown: Shown, state: State, learn: Learn) -> tuple[State, Tensor]:
+        feedback, leak = self._feedback(state), state["credit"]["leak"]
+        if self.mode == "analytic":
+            error = shown.goal.error(shown.still.output)
+            steady = analytic(shown.chain, shown.still, feedback, error, leak)
+        else:
+            steady = newton(
+                shown.chain,
+                feedback,
+                shown.goal,
+                leak,
+                iterations=self.iterations,
+                halvings=self.halvings,
+                tolerance=self.tolerance,
+            )
+        seen = shown.chain.run(sent(steady.control, feedback))
+        return learn(state, self._signals(shown, [seen], learn)), steady.found
+
+    def _in_time(self, shown: Shown, state: State, learn: Learn) -> tuple[State, Tensor]:
+        feedback, numbers = self._feedback(state), state["credit"]
+        constants = Constants(
+            numbers["leak"],
+            numbers["gain"],
+            self.dt,
+            self.tau,
+            self.apical,
+            self.proactive,
+            self.instant,
+        )
+        single = self.feedback_learning == "single-phase"
+        presentation, chain, goal, still = shown.presentation, shown.chain, shown.goal, shown.still
+
+        def run(running: Tensor | None) -> Iterator[Moment]:
+            xi = self.given_noise(presentation) if single else None
+            noise = None if xi is None else self.noisy.filtered(chain, xi, self.dt)
+            return moments(chain, feedback, goal, constants, still, self.steps, noise, running)
+
+        with torch.no_grad():
+            (last,) = deque(run(None), maxlen=1)
+            found = ~diverges(last, goal, goal.error(still.output))
+        if not self.average:
+            (last,) = deque(run(found), maxlen=1)
+            return learn(state, self._signals(shown, [last.units], learn)), found
+        high_pass = HighPass(min(1.0, self.dt / self.noisy.tau_filter))
+        scales = self.noisy.layer_scales(len(chain.layers), max(self.tau, self.dt))
+        before: list[Moment] = []
+        for stretch in stretches(run(found), self.chunk):
+            signals = self._signals(shown, [moment.units for moment in stretch], learn)
+            state = learn(state, signals, len(stretch) / self.steps)
+            pairs = list(pairwise(before + stretch))
+            if single and pairs:
+                told = from_control(pairs, [high_pass(m.control) for _, m in pairs], scales)
+                share = len(pairs) / (self.steps - 1)
+                state = self._tell(state, learn, told, presentation.weight, share)
+            before = stretch[-1:]
+        return state, found
+
+    def _signals(self, shown: Shown, seen: list[Units], learn: Learn) -> dict[str, LocalSignals]:
+        return control_signals(
+            shown.network,
+            shown.chain,
+            shown.still,
+            seen,
+            learn.needs,
+            shown.presentation.weight,
+            rates=self.difference == "rate",
+        )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is constant during a presentation."""
+
+    network: LayeredNetwork
+    presentation: Presentation
+    chain: Chain
+    still: Units
+    """The feed-forward activity."""
+    goal: Goal
+
+
+def _check_numbers(**numbers: float | Callable) -> None:
+    wrong = {n: v for n, v in numbers.items() if isinstance(v, int | float) and not v >= 0}
+    if wrong:
+        raise ConfigurationError(f"numbers of a controller are from 0, got {wrong}.")
