@@ -84,7 +84,10 @@ def make_problem(config: RunConfig, device: torch.device, *, stream: int = 0) ->
         options=config.options,
         accuracy=config.chance is not None,
         published=published,
-        identity={name: whole[name] for name in (*kept, "feature_norm", "decay")},
+        identity={
+            **{name: whole[name] for name in (*kept, "feature_norm", "decay")},
+            "validation": count,
+        },
     )
 
 

@@ -129,7 +129,7 @@ def find_study(text: str, storage: str | None, artifacts: str | None) -> tuple[s
             "search` wrote, or the name of a study and its --storage."
         )
     place = storage or str(folder / DATABASE)
-    path = _file(place)
+    path = storage_file(place)
     if path is not None and not path.is_file():
         raise ConfigurationError(f"--storage {place}: there is no such file.")
     import optuna
@@ -190,7 +190,7 @@ def read_study(storage: str, name: str, artifacts: Path) -> Study:
     )
 
 
-def _file(place: str) -> Path | None:
+def storage_file(place: str) -> Path | None:
     """The file behind a storage, None for a server."""
     if "://" not in place:
         return Path(place)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from metaplastic.control import Chain, Constants, Goal, Moment, Units, analytic, moments, newton
 from metaplastic.control.simulate import diverges
 from metaplastic.control.steady import sent
-from metaplastic.credit.control_signals import control_signals, stretches
+from metaplastic.credit.control_signals import Shown, control_signals, stretches
 from metaplastic.credit.controller_feedback import ControllerFeedback, Initial
 from metaplastic.credit.feedback_learning import (
     FeedbackLearning,
@@ -121,6 +120,10 @@ class FeedbackControl(ControllerFeedback):
                 "feedback_learning='single-phase' learns along the simulation: it needs "
                 f"mode='dynamic' and average=True, got mode={mode!r}, average={average}."
             )
+        if feedback_learning == "single-phase" and self.noisy.tau_noise < dt:
+            raise ConfigurationError(
+                f"tau_noise is at least dt={dt} in a single phase; got {self.noisy.tau_noise}."
+            )
         self.mode, self.average = mode, average
         self.tau, self.dt, self.apical = tau, dt, apical
         self.proactive, self.instant = proactive, instant
@@ -195,11 +198,11 @@ class FeedbackControl(ControllerFeedback):
         presentation, chain, goal, still = shown.presentation, shown.chain, shown.goal, shown.still
 
         def run(running: Tensor | None) -> Iterator[Moment]:
-            xi = self.given_noise(presentation) if single else None
+            xi = self.given_noise(presentation) if single and running is not None else None
             noise = None if xi is None else self.noisy.filtered(chain, xi, self.dt)
             return moments(chain, feedback, goal, constants, still, self.steps, noise, running)
 
-        with torch.no_grad():
+        with torch.no_grad():  # without noise, which may be larger than the error
             (last,) = deque(run(None), maxlen=1)
             found = ~diverges(last, goal, goal.error(still.output))
         if not self.average:
@@ -220,27 +223,8 @@ class FeedbackControl(ControllerFeedback):
         return state, found
 
     def _signals(self, shown: Shown, seen: list[Units], learn: Learn) -> dict[str, LocalSignals]:
-        return control_signals(
-            shown.network,
-            shown.chain,
-            shown.still,
-            seen,
-            learn.needs,
-            shown.presentation.weight,
-            rates=self.difference == "rate",
-        )
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What is constant during a presentation."""
-
-    network: LayeredNetwork
-    presentation: Presentation
-    chain: Chain
-    still: Units
-    """The feed-forward activity."""
-    goal: Goal
+        rates = self.difference == "rate"
+        return control_signals(shown, seen, learn.needs, rates=rates)
 
 
 def _check_numbers(**numbers: float | Callable) -> None:

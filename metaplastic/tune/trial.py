@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import optuna
@@ -64,6 +66,7 @@ class TrialObjective:
         trial.set_user_attr("options", json.loads(json.dumps(options)))
         trial.set_user_attr("seed", seed)
         trial.set_user_attr("versions", {n: version(n) for n in ("torch", "optuna")})
+        trial.set_user_attr("worker", f"{gethostname()}:{os.getpid()}")
         training = self.problem.training(options, seed)
         curve: list[StepReport] = []
         try:

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         from studies.search_again import chosen, fresh_seeds, rows, run_again
         from studies.search_export import check_target, write_options
         from studies.search_page import write_search_page
-        from studies.search_read import find_study, read_study
+        from studies.search_read import find_study, read_study, storage_file
         from studies.search_standings import standings, tables, verdict
     except ImportError as reason:
         raise ConfigurationError(
@@ -83,7 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
         study = read_study(storage, name, artifacts)
     finally:
         optuna.logging.set_verbosity(logging)
-    sources = [artifacts] if arguments.storage else [Path(arguments.study)]
+    database = storage_file(storage)
+    sources = [artifacts] if database is None else [artifacts, database]
     out = open_folder(arguments.out, "search-report", arguments.overwrite, sources)
     trials, seeds = chosen(study, arguments.best), fresh_seeds(study, arguments.seeds)
     with make_display([t.label for t in trials]) as display:

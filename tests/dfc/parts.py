@@ -104,9 +104,15 @@ def noisy_transposed(given: Plant, sigma: float, seed: int = 3) -> tuple[Tensor,
 
 
 def degrees(first: Tensor, second: Tensor) -> float:
+    first, second = first.detach(), second.detach()
     cosine = (first * second).sum() / (first.norm() * second.norm())
     return float(torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))))
 
 
 def loop(given: Plant, feedback: tuple[Tensor, ...]) -> Tensor:
     return through_feedback(given.jacobians, feedback)
+
+
+def angles(feedback: tuple[Tensor, ...], jacobians: tuple[Tensor, ...]) -> list[float]:
+    """Between Q_i and the mean of J_i^T, in degrees."""
+    return [degrees(q, j.mean(0).mT) for q, j in zip(feedback, jacobians, strict=True)]

@@ -232,3 +232,14 @@ def test_a_singular_example_leaves_no_nan_in_gradients() -> None:
         assert not bool(steady.control[0].any())
         (gradient,) = torch.autograd.grad(steady.control.sum(), lowest)
         assert bool(gradient.isfinite().all())
+
+
+def test_what_is_no_root_is_no_control() -> None:
+    """After a single step towards a goal that is far away."""
+    given = plant(batch=2)
+    feedback = noisy_transposed(given, 0.05)
+    goal = Goal(given.units.output + delta(1.0, 2))
+    early = newton(given.chain, feedback, goal, number(LEAK), iterations=1)
+    assert not bool(early.found.any())
+    assert not bool(early.control.any())
+    assert bool(newton(given.chain, feedback, goal, number(LEAK)).found.all())

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metaplastic import CrossEntropy, Delta, LayeredNetwork, Learner, SquaredError
-from metaplastic.control import (
-    Chain,
-    Goal,
-    control_energy,
-    control_to_drive,
-    jacobian,
-    newton,
-)
+from metaplastic.control import Chain, Goal, control_energy, control_to_drive, jacobian, newton
 from metaplastic.control.steady import sent
 from metaplastic.credit import StrongFeedbackControl
 from metaplastic.errors import CompatibilityError, ConfigurationError

@@ -428,7 +428,9 @@ def test_what_cannot_be_reported_is_said_before_a_folder_is_made(
         (("tiny", "--storage", "sqlite:///nowhere.db"), "no such file"),
         ((made[0], "--best", "0"), "count from 1"),
         ((made[0], "--out", made[0], "--overwrite"), "name another folder"),
-    ):
+        (("tiny", "--storage", made[0] / "study.db", "--artifacts", tmp_path / "x", "--out",
+          made[0], "--overwrite"), "name another folder"),
+    ):  # fmt: skip
         done = command("search-report", *arguments)
         assert done.code == 2
         assert message in done.err

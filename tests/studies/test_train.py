@@ -173,16 +173,20 @@ def test_unseen_episodes_depend_neither_on_their_number_nor_on_the_seed():
 
 
 def test_a_learned_inner_rate_starts_at_the_best_of_three():
-    config = make_config("sinusoid-continual", "oml", "smoke", 0, steps=40)
-    rates = list(sizes("sinusoid-continual", "oml", "smoke").rates)
+    config = make_config("sinusoid-continual", "anil", "smoke", 0, steps=40)
+    rates = list(sizes("sinusoid-continual", "anil", "smoke").rates)
     assert config.rate_search == {"rates": rates, "steps": 2, "episodes": 4}
     found = search_rate(config, make_run_task(config, CPU), CPU, lambda status: None)
     losses = [float("inf") if v is None else v for v in found.rate_search["losses"]]
     assert len(losses) == 3
     assert found.options["rate"] == rates[int(np.argmin(losses))]
-    given = make_config("sinusoid-continual", "oml", "smoke", 0, options={"rate": 0.2})
+    given = make_config("sinusoid-continual", "anil", "smoke", 0, options={"rate": 0.2})
     assert given.rate_search == {}
     assert given.options["rate"] == 0.2
+    # Nor is one looked for where a search has set the options.
+    assert make_config("sinusoid-continual", "oml", "smoke", 0).rate_search == {}
+    assert make_config("glyphs-continual", "oml", "smoke", 0).rate_search == {}
+    assert make_config("omniglot-continual", "oml", "smoke", 0).rate_search != {}
 
 
 @pytest.mark.usefixtures("bare")

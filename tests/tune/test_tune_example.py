@@ -50,7 +50,7 @@ def test_a_search_on_data_of_ones_own(tmp_path):
 
     problem = Problem(
         training=training,
-        steps=10,
+        steps=4,
         validation=[own_episodes(torch.Generator().manual_seed(1), 20)],
         space=known.space,
         options=known.configure({}).__dict__,
@@ -58,11 +58,11 @@ def test_a_search_on_data_of_ones_own(tmp_path):
         identity={"data": "divided by a random direction"},
     )
     storage = open_storage(tmp_path / "study.db")
-    sampler = make_sampler("tpe", seed=0, space=problem.space, trials=6)
+    sampler = make_sampler("tpe", seed=0, space=problem.space, trials=4)
     study = open_study(storage, "own", problem, sampler=sampler, pruner=make_pruner("median"))
-    search(study, problem, trials=6)
+    search(study, problem, trials=4)
 
-    assert len(finished(study)) == 6
+    assert len(finished(study)) == 4
     assert study.best_value >= study.trials[0].values[0]
     assert set(study.best_params) == set(known.space)
     again = optuna.load_study(study_name="own", storage=open_storage(tmp_path / "study.db"))

@@ -87,7 +87,7 @@ def test_bad_trials_are_pruned_early(pruner):
         steps.append(good_first(8)(options, seed))
         return steps[-1]
 
-    problem = make_problem(training=note, steps=2 * STOPS)
+    problem = make_problem(training=note, steps=STOPS)
     study = open_study(
         memory(), "bad-trials", problem, sampler=make_sampler("random", 0, SPACE, 14),
         pruner=make_pruner(pruner),
@@ -104,7 +104,7 @@ def test_bad_trials_are_pruned_early(pruner):
         if pruner != "wilcoxon":
             last = max(trial.intermediate_values)
             assert last < STOPS
-            assert steps[trial.number].steps == 2 * last
+            assert steps[trial.number].steps == last
 
 
 def test_wilcoxon_compares_episode_by_episode():
