@@ -11,6 +11,8 @@ from metaplastic.errors import ConfigurationError
 
 SUBRUNS = "runs"
 """The folder with the runs of a command that trains several learners."""
+ARTIFACTS = "artifacts"
+"""The folder with the artifacts of a search."""
 OWN = (
     "config.json",
     "checkpoint.pt",
@@ -70,7 +72,8 @@ def subrun(folder: Path, name: str) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    for path in [*(folder / name for name in OWN), *folder.glob("*.png")]:
+    kept = (folder / ARTIFACTS).glob("*")  # of a search: curves and rules of its trials
+    for path in [*(folder / name for name in OWN), *folder.glob("*.png"), *kept]:
         path.unlink(missing_ok=True)
     if (folder / SUBRUNS).is_dir():
         for path in (folder / SUBRUNS).iterdir():

@@ -21,13 +21,13 @@ from metaplastic.tune import Problem, finished, make_pruner, make_sampler, open_
 from metaplastic.tune.problem import Measure
 from studies.assembly import make_learner, make_run_task, make_training
 from studies.config import RunConfig
+from studies.folders import ARTIFACTS
 from studies.threads import few_threads
 
 VALIDATION = 200
 """Validation episodes of a trial, at most; as many as the preset tests on."""
 BATCH = 25
 """Of these at a time; the first batch also scores a trial on its way."""
-ARTIFACTS = "artifacts"
 DATABASE = "study.db"
 CONFIG, MADE_BY, COMMANDS = "config", "command", "commands"
 """Attributes of a study: the configuration of its trials, how it was made, and how many commands

@@ -15,8 +15,9 @@ from metaplastic.tune import finished, open_storage
 from metaplastic.tune.problem import Measure
 from metaplastic.tune.study import PROBLEM
 from studies.config import RunConfig
+from studies.folders import ARTIFACTS
 from studies.gather import Curve
-from studies.search import ARTIFACTS, CONFIG, DATABASE, MADE_BY
+from studies.search import CONFIG, DATABASE, MADE_BY
 from studies.words import score_name
 
 ENOUGH, STEADY = 20, 50

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from metaplastic import Coefficient, CrossEntropy, Delta, LayeredNetwork, Learner
+from metaplastic.control import Chain
 from metaplastic.credit import CreditAssignment, FeedbackControl, StrongFeedbackControl
 from metaplastic.errors import ConfigurationError, UnsupportedLayerError
 from tests.dfc.learners import FLAT, SIZES, X, Y, apart, field, learner
@@ -149,3 +150,25 @@ def test_the_same_signals_under_the_loop_and_under_adapt() -> None:
     seen = heard(made, presentation(made, X, Y))["layer1_weight"]
     assert seen.kind == "target"
     assert seen.pre.shape == (4, 7)
+
+
+def test_the_gain_is_the_slope_without_control() -> None:
+    made = learner(FeedbackControl(nudge=1.0, leak=0.0), {"*": Delta(1.0)})
+    assert isinstance(made.network, LayeredNetwork)
+    _, activities = made.network.run(X, made.network.weights())
+    seen = heard(made, presentation(made, X, Y))
+    for i in range(2):
+        gain = seen[f"layer{i}_weight"].gain
+        assert gain is not None
+        assert torch.allclose(gain, 1 - activities[i].potential.tanh().square(), atol=1e-14)
+
+
+def test_soft_labels_leave_the_rest_to_the_other_classes() -> None:
+    made = learner(StrongFeedbackControl(probability=0.9), objective=CrossEntropy())
+    shown = presentation(made, X, torch.tensor([0, 1, 2, 0]))
+    assert isinstance(made.network, LayeredNetwork)
+    assert isinstance(made.credit, StrongFeedbackControl)
+    _, units = Chain.of(made.network, made.start(4)["weights"], X)
+    target = made.credit.goal(shown, units, {}).target
+    wanted = torch.tensor([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]]).double()
+    assert torch.allclose(target, wanted[[0, 1, 2, 0]], atol=1e-7)

@@ -243,3 +243,14 @@ def test_what_is_no_root_is_no_control() -> None:
     assert not bool(early.found.any())
     assert not bool(early.control.any())
     assert bool(newton(given.chain, feedback, goal, number(LEAK)).found.all())
+
+
+def test_steps_that_are_too_long_are_halved() -> None:
+    given = plant(batch=8)
+    feedback = (*transposed(given)[:2], torch.zeros(4, 4).double())
+    goal = Goal(given.units.output + delta(8.0, 8))
+    found = [
+        int(newton(given.chain, feedback, goal, number(0.1), iterations=20, halvings=h).found.sum())
+        for h in (0, 3)
+    ]
+    assert found == [6, 8]

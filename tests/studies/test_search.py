@@ -89,7 +89,8 @@ def kill_twice(place: str, out: Path) -> None:
         )  # fmt: skip
     try:
         wait_for(lambda: "trial 0" in log.read_text(), process)
-        study = stored(place)
+        storage = open_storage(place)
+        study = optuna.load_study(study_name=NAME, storage=storage)
         before: dict[int, Any] = {}
         victims: dict[int, int] = {}
 
@@ -127,6 +128,8 @@ def kill_twice(place: str, out: Path) -> None:
         assert same[0].params == attempt.params
         assert attempt.number in same[0].system_attrs["retry_history"]
     assert read(out)["config"]["trials"] == total
+    storage.remove_session()
+    storage.engine.dispose()  # type: ignore[attr-defined] - a database in all of these tests
 
 
 needs_proc = pytest.mark.skipif(

@@ -196,11 +196,11 @@ def test_the_parameters_of_a_trial_without_signs_of_life_run_again(tmp_path):
     problem = make_problem()
     storage = database(tmp_path)
     study = open_study(storage, "s", problem, sampler=make_sampler("random", 0, SPACE, 5))
-    search(study, problem, trials=2)
+    search(study, problem, trials=2, timeout=60)
     trial = abandoned(study)
     drawn = {name: d.suggest(trial, name) for name, d in SPACE.items()}
     storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
-    search(study, problem, trials=5)
+    search(study, problem, trials=5, timeout=60)
     assert len(finished(study)) == 5
     failed, again = study.trials[2], study.trials[-1]
     assert failed.state == TrialState.FAIL
@@ -214,7 +214,7 @@ def test_a_worker_that_died_before_its_first_sign_of_life_holds_nobody_up(tmp_pa
     problem = make_problem()
     study = open_study(database(tmp_path), "s", problem)
     abandoned(study)  # takes the default, and is never heard of again
-    search(study, problem, trials=2)
+    search(study, problem, trials=2, timeout=60)
     assert study.trials[0].state == TrialState.FAIL
     assert [t.user_attrs.get("baseline") for t in finished(study)] == [None, "default"]
     assert finished(study)[1].user_attrs["options"] == DEFAULTS
@@ -234,7 +234,7 @@ def test_a_worker_that_slept_too_long_goes_on_with_another_trial(tmp_path):
 
     problem = make_problem(training=steal)
     study = open_study(storage, "s", problem)
-    search(study, problem, trials=2)
+    search(study, problem, trials=2, timeout=60)
     assert [t.state for t in study.trials] == [TrialState.FAIL] + [TrialState.COMPLETE] * 2
 
 
@@ -243,10 +243,10 @@ def test_a_journal_serves_and_waits_for_nobody(tmp_path):
     storage = open_storage(tmp_path / "study.journal")
     assert not has_heartbeat(storage)
     study = open_study(storage, "s", problem)
-    search(study, problem, trials=2)
+    search(study, problem, trials=2, timeout=60)
     abandoned(study)  # stays as running for ever, and takes a place
     assert not DeadTrials(study).known
-    search(study, problem, trials=4)
+    search(study, problem, trials=4, timeout=60)
     assert len(finished(study)) == 3
     again = open_study(open_storage(tmp_path / "study.journal"), "s", problem, resume=True)
     assert len(finished(again)) == 3
@@ -280,7 +280,7 @@ def test_a_killed_process_costs_its_trial_and_no_more(tmp_path):
     study = open_study(
         database(tmp_path), "s", problem, sampler=make_sampler("random", 1, SPACE, 4)
     )
-    search(study, problem, trials=2)
+    search(study, problem, trials=2, timeout=60)
     before = plain(study)
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(tmp_path)], cwd=Path(__file__).parents[2],
@@ -295,7 +295,7 @@ def test_a_killed_process_costs_its_trial_and_no_more(tmp_path):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    search(study, problem, trials=4)
+    search(study, problem, trials=4, timeout=60)
     assert plain(study)[:2] == before
     killed = study.trials[2]
     assert killed.state == TrialState.FAIL
