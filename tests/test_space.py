@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import optuna
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metaplastic.errors import ConfigurationError
@@ -68,6 +68,7 @@ def dimensions(draw) -> Dimension:
     return Choice(tuple(draw(st.lists(values, min_size=1, max_size=5, unique=True))))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data(), dimensions())
 def test_the_value_of_a_parameter_has_that_parameter(data, dimension):
     parameter = data.draw(st.sampled_from(dimension.grid(7)))
@@ -76,6 +77,7 @@ def test_the_value_of_a_parameter_has_that_parameter(data, dimension):
     assert again == parameter or math.isclose(again, parameter, rel_tol=1e-12, abs_tol=3e-16)  # type: ignore[arg-type]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 @pytest.mark.parametrize("dimension", NUMBERS, ids=str)
 def test_a_value_inside_comes_back(dimension, data):

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from metaplastic.tune.storage import quiet
 
 SILENCE = 6
 """Intervals between signs of life in which a trial must begin."""
 BEGUN = "begun"
+MOMENT = 10
+"""Seconds within which a dead trial's parameters are queued again."""
+
+
+def awaited(trials: Sequence[FrozenTrial]) -> int:
+    """How many trials have just died and are about to be queued again: Optuna fails a trial first
+    and queues its parameters a moment later, and nobody else may take its place meanwhile.
+    """
+    queued = {n for t in trials for n in t.system_attrs.get("retry_history", ())}
+    now = datetime.now()
+    return sum(
+        t.state == TrialState.FAIL
+        and t.number not in queued
+        and t.user_attrs.get("outcome") != "surplus"
+        and t.datetime_complete is not None
+        and (now - t.datetime_complete).total_seconds() < MOMENT
+        for t in trials
+    )
 
 
 class DeadTrials:

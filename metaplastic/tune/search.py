@@ -10,7 +10,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from metaplastic.tune.dead import DeadTrials
+from metaplastic.tune.dead import DeadTrials, awaited
 from metaplastic.tune.problem import Measure, Problem
 from metaplastic.tune.storage import quiet
 from metaplastic.tune.trial import COUNTED, SurplusError, TrialObjective
@@ -57,10 +57,13 @@ def search(
     dead = DeadTrials(study)
     while timeout is None or time.monotonic() - began < timeout:
         dead.bury()
-        states = [trial.state for trial in study.get_trials(deepcopy=False)]
-        if sum(state in COUNTED for state in states) >= trials:
+        every = study.get_trials(deepcopy=False)
+        counted = sum(trial.state in COUNTED for trial in every)
+        if counted >= trials:
             return
-        if sum(state in COUNTED or state == TrialState.RUNNING for state in states) >= trials:
+        running = sum(trial.state == TrialState.RUNNING for trial in every)
+        pending = awaited(every) if dead.known else 0
+        if counted + running + pending >= trials:
             if not dead.known:
                 return
             time.sleep(POLL)  # others are at the last ones, which may yet fail

@@ -21,7 +21,7 @@ from torch import Tensor
 from metaplastic.evaluation import Evaluation
 from metaplastic.portable import save_rule
 from metaplastic.training import MetaTraining, StepReport
-from metaplastic.tune.dead import DeadTrials
+from metaplastic.tune.dead import DeadTrials, awaited
 from metaplastic.tune.problem import DivergedError, Measure, Problem, Score
 from metaplastic.tune.samplers import STOPS
 
@@ -86,13 +86,20 @@ class TrialObjective:
         """Refuse a trial beyond the number asked for: two workers may begin the last one at once,
         and the one with the higher number gives way.
         """
-        before = [
-            t
-            for t in trial.study.get_trials(deepcopy=False)
-            if t.number != trial.number
+        every = trial.study.get_trials(deepcopy=False)
+        before = sum(
+            t.number != trial.number
             and (t.state in COUNTED or (t.state in OPEN and t.number < trial.number))
-        ]
-        if len(before) >= self.trials:
+            for t in every
+        )
+        # The parameters of a trial that died come first, though they get a higher number.
+        queued = sum(
+            t.state == TrialState.WAITING
+            and t.number > trial.number
+            and "retry_history" in t.system_attrs
+            for t in every
+        )
+        if before + queued + awaited(every) >= self.trials:
             trial.set_user_attr("outcome", "surplus")
             raise SurplusError
 
