@@ -96,8 +96,8 @@ def _pools(shots: int) -> dict[str, Sizes]:
 
 TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
     # Set by hand. `python -m studies search --task sinusoid-continual --learner NAME --preset quick
-    # --trials 16 --seed 1000` found nothing that beats them by more than the interval over three
-    # fresh seeds, for flp, feedback-delta and dfa.
+    # --trials 16 --seed 1000` found nothing better for flp, and for feedback-delta and dfa nothing
+    # that beats them by more than the interval over three fresh seeds.
     ("sinusoid", "*"): _sinusoids(
         initial_rate=0.01, feedback_rate=0.01, control_rate=0.01, clip=1.0
     ),
