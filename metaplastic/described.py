@@ -17,8 +17,12 @@ class Described:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         made = super().__new__(cls)
         # Copying calls this without arguments, and fills in the attributes itself.
-        given = inspect.signature(cls.__init__).bind_partial(made, *args, **kwargs)
-        object.__setattr__(made, "_arguments", dict(list(given.arguments.items())[1:]))
+        signature = inspect.signature(cls.__init__)
+        given = dict(list(signature.bind_partial(made, *args, **kwargs).arguments.items())[1:])
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                given |= given.pop(name, {})
+        object.__setattr__(made, "_arguments", given)
         return made
 
     def describe(self) -> dict[str, Any]:

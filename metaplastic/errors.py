@@ -49,6 +49,10 @@ class DivergenceError(MetaplasticError, ArithmeticError):
     """An inner loop that left the finite numbers where nothing can be left out."""
 
 
+class UnconvergedWarning(UserWarning):
+    """Examples whose control or equilibrium was not found; they are counted and change nothing."""
+
+
 class CheckpointError(MetaplasticError, RuntimeError):
     """A checkpoint that is damaged or belongs to something else."""
 

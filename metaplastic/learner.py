@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -16,6 +17,7 @@ from metaplastic.errors import (
     ConfigurationError,
     DivergenceError,
     ShapeError,
+    UnconvergedWarning,
     check_choice,
 )
 from metaplastic.first_order import constant_copy, first_order_step
@@ -23,7 +25,7 @@ from metaplastic.hinge import Apply, Record
 from metaplastic.networks import LayeredNetwork, Network
 from metaplastic.objectives import CrossEntropy, Objective
 from metaplastic.parameters import frozen_to_buffers, groups_by_role
-from metaplastic.rules import Coefficient, PlasticityRule, Rules, assign_rules, by_pattern
+from metaplastic.rules import Coefficient, PlasticityRule, Rules, assign_rules, by_pattern, matching
 from metaplastic.signals import GivenError, Origin, Presentation, State, SynapseGroup, Teacher
 
 
@@ -199,8 +201,15 @@ class Learner(nn.Module):
         self.credit.present(self.network, state, presentation, record)
         return record.change
 
-    def _rules(self) -> dict[str, PlasticityRule]:
-        return {n: r for n, r in self.rules.items() if isinstance(r, PlasticityRule)}
+    def _rules(self, only: str | Sequence[str] = "*") -> dict[str, PlasticityRule]:
+        rules = {n: r for n, r in self.rules.items() if isinstance(r, PlasticityRule)}
+        if only == "*":
+            return rules
+        every = {name: group for name, group in self.groups().items() if name in rules}
+        wanted = matching([only] if isinstance(only, str) else only, every)
+        pairs = [{name, group.twin} for name, group in every.items() if group.twin]
+        wanted = wanted.union(*(pair for pair in pairs if pair & wanted))  # they learn together
+        return {name: rule for name, rule in rules.items() if name in wanted}
 
     # --- learn2learn's face ---------------------------------------------------------------------
 
@@ -273,13 +282,24 @@ class Learner(nn.Module):
         shown = Presentation(features, teacher, noise=None if noise is None else noise[0, 0])
         after = first_order_step(self, fast, shown, constant)
         self._check_finite(after["weights"], f"weights after adaptation {self._adapted}")
+        self._warn(fast, after, shown)
         self._fast, self._seen = after, None
         self._adapted += 1
 
     def _check_finite(self, tensors: Mapping[str, Tensor], what: str) -> None:
         for name in self.groups():
-            if name in self.rules and not bool(tensors[name].isfinite().all()):
+            if name in self.rules and name in tensors and not bool(tensors[name].isfinite().all()):
                 raise DivergenceError(f"the {what} diverged in {name}; {REMEDY}.")
+
+    def _warn(self, before: State, after: State, shown: Presentation) -> None:
+        """An UnconvergedWarning where examples were lost in this presentation."""
+        lost = after["credit"].get("unconverged")
+        lost = 0 if lost is None else round(float(lost - before["credit"]["unconverged"]))
+        if lost:
+            with torch.no_grad():
+                advice = self.credit.advice(self.network, before, shown)
+            text = f"{lost} of {len(shown.x)} examples changed nothing: {advice}"
+            warnings.warn(text, UnconvergedWarning, stacklevel=3)
 
     def _read_loss(self, loss: Tensor) -> tuple[Tensor, Teacher]:
         if self._seen is None or loss.dim() != 0 or not loss.requires_grad:
@@ -302,23 +322,36 @@ class Learner(nn.Module):
     # --- training without backpropagation -------------------------------------------------------
 
     def assign_grads(
-        self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        only: str | Sequence[str] = "*",
+        observe: Callable[[State], None] | None = None,
     ) -> Tensor:
         """Write minus the change that local plasticity asks for into the ``.grad`` of the plastic
         groups' Parameters, for any torch optimiser to follow; the rules' own rates multiply it.
+        Warns with an UnconvergedWarning of examples for which the credit found no signal.
 
         Args:
             x: examples (B, *).
             y: labels (B,) or targets (B, K).
             generator: draws the noise of a credit that has any, and what is resampled.
+            only: the groups that learn, by one or more patterns as of rules, such as
+                ``"role:feedback"``, with their twins; the others' ``.grad`` stay as they are, and
+                nothing is computed for them alone.
+            observe: told the state after the presentation.
 
         Returns:
             The loss of each example before the change, (B,).
 
         Raises:
-            ConfigurationError: for plastic feedback weights that are no Parameters.
+            ConfigurationError: for plastic feedback weights that are no Parameters, and a pattern
+                that no plastic group matches.
             DivergenceError: when a change is not finite; every ``.grad`` stays as it was.
         """
+        record = Record(self._rules(only))
         with torch.no_grad():
             features = self.network.features(x)
             target = self.encode(y, x.shape[:1])
@@ -326,8 +359,12 @@ class Learner(nn.Module):
             teacher = Teacher(self.objective, target)
             noise = self.noise((1, 1, len(features)), generator)
             shown = Presentation(features, teacher, noise=None if noise is None else noise[0, 0])
-            changes = self.field(state, shown)
+            after = self.credit.present(self.network, state, shown, record)
+            changes = record.change
             self._check_finite(changes, "changes")
+            self._warn(state, after, shown)
+            if observe is not None:
+                observe(after)
             parameters = {name: self._parameter(name) for name in changes}
             for name, change in changes.items():
                 parameters[name].grad = -change.reshape(parameters[name].shape)

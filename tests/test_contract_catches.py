@@ -477,6 +477,15 @@ CREDIT_CASES: list[tuple[str, str, Callable[[], CreditAssignment]]] = [
         "another shape",
         each(post=lambda s: s.post[:, :1]),
     ),
+    (
+        "some_groups_learn_alone",
+        "a signal shared out among those who ask",
+        sending(
+            lambda seen, shown: {
+                n: replace(s, teaching=s.teaching / len(seen)) for n, s in seen.items()
+            }
+        ),
+    ),
     ("padding_leaves_no_trace", "no weights", each(weight=lambda s: None)),
     ("all_ways_through_the_loop_give_one_gradient", "a branch on values", doing(branching)),
     ("all_ways_through_the_loop_give_one_gradient", "memory", CountingCredit),

@@ -292,60 +292,6 @@ def test_traces_begin_with_the_weights_of_their_own_episode():
     )
 
 
-# --- training without backpropagation ---
-
-
-@pytest.mark.parametrize("size", [1, 5])
-@pytest.mark.parametrize("task", ["classes", "regression"])
-def test_assign_grads_with_backprop_and_delta_is_the_gradient_of_the_mean_loss(task, size):
-    network, reference = mlp(4, 6, 5, 3), mlp(4, 6, 5, 3)
-    objective = CrossEntropy() if task == "classes" else SquaredError()
-    learner = Learner(network, Backprop(), {"*": Delta(1.0)}, objective).double()
-    x, y = batch(size)
-    if task == "classes":
-        wanted = F.cross_entropy(reference(x), y, reduction="none")
-        wanted.mean().backward()
-    else:
-        y = normal(size, 3)
-        wanted = (reference(x) - y).square().mean(-1)
-        (1.5 * wanted.mean()).backward()  # the error is that of half the summed square
-    with torch.inference_mode():
-        loss = learner.assign_grads(x, y)
-    assert deviation(loss, wanted) < 1e-13
-    for found, true in zip(network.parameters(), reference.parameters(), strict=True):
-        assert deviation(found.grad, true.grad) < 1e-13
-
-
-@pytest.mark.parametrize("size", [1, 4])
-def test_assign_grads_with_fixed_random_feedback_is_direct_feedback_alignment(size):
-    """Minus (B_l e) o phi'(a_l) x^T, averaged; the last layer gets its true gradient."""
-    learner = classifier(Delta(1.0), DirectFeedback(weights="fixed"))
-    x, y = batch(size)
-    learner.assign_grads(x, y)
-    weights = {n: w.detach() for n, w in learner.start()["weights"].items()}
-    pre, error = [x], 0
-    for i in range(3):
-        a = pre[-1] @ weights[f"layer{i}_weight"].mT + weights[f"layer{i}_bias"].mT
-        pre.append(a if i == 2 else a.tanh())
-    error = F.one_hot(y, 3) - pre[-1].softmax(-1)
-    for i in range(3):
-        sent = error if i == 2 else error @ weights[f"layer{i}_feedback1"].mT
-        slope = 1 if i == 2 else 1 - pre[i + 1] ** 2
-        wanted = -torch.einsum("bi,bj->ij", sent * slope, pre[i]) / size
-        assert deviation(learner.network.parameter(f"layer{i}_weight").grad, wanted) < 1e-12
-    assert learner.network.parameter("layer0_bias").grad is None
-
-
-def test_assign_grads_with_sgd_is_one_inner_step():
-    learner = classifier({"*": Oja(0.1)})
-    x, y = batch()
-    wanted = learner.step(learner.start(3), presentation(learner, x, y))["weights"]
-    learner.assign_grads(x, y)
-    torch.optim.SGD(learner.network.parameters(), lr=1.0).step()
-    for name in learner.plastic:
-        assert deviation(learner.network.weights()[name], wanted[name]) < 1e-14
-
-
 # --- learn2learn's face ---
 
 

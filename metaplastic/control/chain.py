@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.nn.functional import linear
 
 from metaplastic.errors import UnsupportedLayerError
 from metaplastic.networks import LayeredNetwork
@@ -41,6 +42,11 @@ class Chain:
     """(n_i, 1)"""
     inlet: Tensor
     """(B, n_0), the activity below the lowest controlled layer."""
+    entry: Tensor = field(init=False)
+    """(B, n_1), what the lowest controlled layer gets from it; the same under any control."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entry", self._drive(0, self.inlet))
 
     @classmethod
     def of(
@@ -58,11 +64,13 @@ class Chain:
         potential = tuple(a.potential for a in active)
         return chain, Units(potential, potential, tuple(a.post for a in active))
 
-    def basal(self, index: int, below: Tensor) -> Tensor:
-        """(B, n_i) what layer ``index`` gets from the activity (B, n_{i-1}) below it."""
+    def basal(self, index: int, rates: Sequence[Tensor]) -> Tensor:
+        """W_i r_{i-1} + b_i of layer ``index``, (B, n_i), where the layers' rates are these."""
+        return self.entry if index == 0 else self._drive(index, rates[index - 1])
+
+    def _drive(self, index: int, below: Tensor) -> Tensor:
         bias = self.biases[index]
-        drive = below @ self.weights[index].mT
-        return drive if bias is None else drive + bias.mT
+        return linear(below, self.weights[index], None if bias is None else bias.squeeze(-1))
 
     def rate(self, index: int, potential: Tensor) -> Tensor:
         """phi_i, (B, n_i)."""
@@ -81,7 +89,7 @@ class Chain:
         """One pass in which each layer gets ``control`` (B, n_i) beside what comes from below."""
         basal, potential, rate = [], [], []
         for i, added in enumerate(control):
-            basal.append(self.basal(i, self.below(i, rate)))
+            basal.append(self.basal(i, rate))
             potential.append(basal[-1] + added)
             rate.append(self.rate(i, potential[-1]))
         return Units(tuple(basal), tuple(potential), tuple(rate))

@@ -90,18 +90,18 @@ def advance(
     seen = control if constants.proactive else before.control
     basal, apical, potential, rate = [], [], [], []
     for i, q in enumerate(feedback):
-        below = chain.below(i, rate if constants.instant else before.units.rate)
-        basal.append(chain.basal(i, below))
-        reached = before.apical[i]
-        reached = reached + constants.apical_pace * (seen @ q.mT - reached)
+        basal.append(chain.basal(i, rate if constants.instant else before.units.rate))
+        reached = seen @ q.mT
+        if constants.apical is not None:
+            reached = torch.lerp(before.apical[i], reached, constants.apical_pace)
         if noise is not None:
             added = noise[i]
             if running is not None:
                 added = torch.where(running, added, torch.zeros_like(added))
             reached = reached + added
         apical.append(reached)
-        now = before.units.potential[i]
-        potential.append(now + constants.pace * (reached + basal[-1] - now))
+        aim = reached + basal[-1]
+        potential.append(torch.lerp(before.units.potential[i], aim, constants.pace))
         rate.append(chain.rate(i, potential[-1]))
     return Moment(
         Units(tuple(basal), tuple(potential), tuple(rate)), tuple(apical), control, integral

@@ -108,6 +108,13 @@ class CreditAssignment(Described, ABC, nn.Module):
         del network, weights, batch
         return {}
 
+    def advice(self, network: Network, state: State, presentation: Presentation) -> str:
+        """What to say of the examples of a presentation that it counts in its state as
+        ``unconverged``: those for which it found no signal, and which therefore changed nothing.
+        """
+        del network, state, presentation
+        return "no signal was found for them."
+
     @abstractmethod
     def present(
         self, network: Network, state: State, presentation: Presentation, learn: Learn

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,9 +55,34 @@ def control_signals(
     return signals
 
 
-def stretches(along: Iterator[Moment], length: int) -> Iterator[list[Moment]]:
-    """Some moments at a time."""
-    while stretch := list(islice(along, length)):
+class Sample(NamedTuple):
+    """A moment, and the control right after it, None at the end of the simulation."""
+
+    moment: Moment
+    control: Tensor | None
+
+
+def sampled(
+    along: Iterable[Moment], every: int, size: int, seen: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[list[Sample]]:
+    """Every so many moments, the first among them, in stretches of ``size``; ``seen`` filters the
+    control, at all moments but the first.
+    """
+
+    def samples() -> Iterator[Sample]:
+        held = None
+        for k, moment in enumerate(along):
+            control = moment.control if k == 0 or seen is None else seen(moment.control)
+            if held is not None:
+                yield Sample(held, control)
+                held = None
+            if k % every == 0:
+                held = moment
+        if held is not None:
+            yield Sample(held, None)
+
+    single = samples()
+    while stretch := list(islice(single, size)):
         yield stretch
 
 

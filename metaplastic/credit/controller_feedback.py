@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from metaplastic.control import Chain, Moment, Units
+from metaplastic.control import Chain, Units
 from metaplastic.control.chain import check_controllable
 from metaplastic.credit.base import CreditAssignment, Needs
-from metaplastic.credit.control_signals import repeated, stretches
+from metaplastic.credit.control_signals import Sample, repeated, sampled
 from metaplastic.credit.feedback_learning import (
     FeedbackLearning,
     Noise,
@@ -119,36 +118,57 @@ class ControllerFeedback(CreditAssignment):
     def noise(
         self, network: Network, lead: tuple[int, ...], generator: torch.Generator
     ) -> Tensor | None:
-        """Normal numbers for the potentials, (E, T, B, S) or (E, T, B, steps - 1, S)."""
-        steps = {
-            "forward-noise": (),
-            "noise-phase": (self.noisy.steps - 1,),
-            "single-phase": (self.steps - 1,),
-        }.get(self.feedback_learning)
+        """Normal numbers for the potentials, (E, T, B, moments, S): of what feedback learns from
+        before the presentation, then of the simulation itself.
+        """
+        moments = self._noisy_moments() + (self.steps - 1 if self.simulates_noise else 0)
         units = sum(group.n_out for group in self._groups.values())
-        return None if steps is None else torch.randn(*lead, *steps, units, generator=generator)
+        return torch.randn(*lead, moments, units, generator=generator) if moments else None
+
+    def _noisy_moments(self) -> int:
+        """Those before the presentation."""
+        return {"forward-noise": 1, "noise-phase": self.noisy.steps - 1}.get(
+            self.feedback_learning, 0
+        )
+
+    @property
+    def simulates_noise(self) -> bool:
+        """Whether there is noise in the simulation itself."""
+        return self.feedback_learning == "single-phase"
 
     def _teach_feedback(
         self, chain: Chain, units: Units, state: State, presentation: Presentation, learn: Learn
     ) -> State:
         """What feedback learns before the presentation itself."""
-        plastic = not learn.needs.keys().isdisjoint(self._groups)
-        if not plastic or self.feedback_learning in ("none", "single-phase"):
+        count = self._noisy_moments()
+        if not count or learn.needs.keys().isdisjoint(self._groups):
             return state
-        xi, weight = self.given_noise(presentation), presentation.weight
+        xi, weight = self.given_noise(presentation)[:, :count], presentation.weight
         if self.feedback_learning == "forward-noise":
-            told = from_forward_noise(chain, units, xi, self.noisy)
+            told = from_forward_noise(chain, units, xi[:, 0], self.noisy)
             return self._tell(state, learn, told, weight, 1.0)
-        scales, steps = self.noisy.scales(len(chain.layers)), self.noisy.steps
         phase = noise_phase(chain, units, self._feedback(state), xi, self.noisy)
-        before: list[Moment] = []
-        for stretch in stretches(phase, self.chunk):
-            pairs = list(pairwise(before + stretch))
-            if pairs:
-                told = from_control(pairs, [m.control for _, m in pairs], scales)
-                state = self._tell(state, learn, told, weight, len(pairs) / (steps - 1))
-            before = stretch[-1:]
+        scales = self.noisy.scales(len(chain.layers))
+        for stretch in sampled(phase, 1, self.chunk):
+            state = self._tell_control(state, learn, stretch, scales, weight, count)
         return state
+
+    def _tell_control(
+        self,
+        state: State,
+        learn: Learn,
+        stretch: list[Sample],
+        scales: list[float],
+        weight: Tensor | None,
+        count: int,
+    ) -> State:
+        """What feedback learns from some of ``count`` moments and the control after each."""
+        followed = [(s.moment, s.control) for s in stretch if s.control is not None]
+        if not followed:
+            return state
+        moments, controls = zip(*followed, strict=True)
+        told = from_control(moments, controls, scales)
+        return self._tell(state, learn, told, weight, len(followed) / count)
 
     def _tell(
         self,

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from metaplastic.control import Chain, Constants, Goal, Moment, Units, analytic, moments, newton
-from metaplastic.control.simulate import diverges
+from metaplastic.control import (
+    Chain,
+    Constants,
+    Goal,
+    Moment,
+    Units,
+    analytic,
+    diverges,
+    gain_bound,
+    jacobian,
+    moments,
+    newton,
+    ornstein_uhlenbeck,
+)
 from metaplastic.control.steady import sent
-from metaplastic.credit.control_signals import Shown, control_signals, stretches
+from metaplastic.credit.control_signals import Shown, control_signals, sampled
 from metaplastic.credit.controller_feedback import ControllerFeedback, Initial
 from metaplastic.credit.feedback_learning import (
     FeedbackLearning,
     HighPass,
     NoiseOptions,
-    from_control,
+    sizes,
 )
 from metaplastic.errors import ConfigurationError, check_choice
 from metaplastic.networks import LayeredNetwork, Network
@@ -27,6 +38,32 @@ from metaplastic.signals import Learn, LocalSignals, Origin, Presentation, State
 
 Mode = Literal["analytic", "steady", "dynamic"]
 Difference = Literal["rate", "voltage"]
+
+
+class ControlOptions(TypedDict, total=False):
+    """Every option of FeedbackControl but ``mode`` and ``nudge``."""
+
+    leak: float | nn.Module
+    gain: float | nn.Module
+    tau: float
+    dt: float
+    steps: int
+    apical: float | None
+    proactive: bool
+    instant: bool
+    average: bool
+    every: int
+    chunk: int
+    iterations: int
+    halvings: int
+    tolerance: float
+    difference: Difference
+    disturbance: float
+    weights: Origin
+    initial: Initial
+    scale: float
+    feedback_learning: FeedbackLearning
+    noise: NoiseOptions | None
 
 
 class FeedbackControl(ControllerFeedback):
@@ -56,12 +93,15 @@ class FeedbackControl(ControllerFeedback):
         apical: time constant of the apical compartments, None for instantaneous ones.
         proactive, instant: see ``control.Constants``.
         average: learn all along the simulation, the transient included, or from its last moment.
+        every: learn from every so many of these moments; neighbours differ little.
         chunk: moments that are told at once, B x chunk rows of which each counts as an example of
             its own (rules with reduction ``"sum"`` need chunk=1). More of them are faster, and more
             exact in single precision, in more memory.
         iterations, halvings, tolerance: see ``control.newton``.
         difference: ``"rate"``, phi(v_i) and phi(W_i r_{i-1} + b_i), or ``"voltage"``, the
             potentials themselves. The gain is phi' at the feed-forward potential.
+        disturbance: strength of Ornstein-Uhlenbeck noise in all layers while the controller works
+            (mode ``"dynamic"``), with the time constant ``tau_noise`` of ``noise``.
         weights: feedback weights ``"fixed"``, ``"learned"`` by the outer loop or ``"resampled"``.
         initial: ``"weight-product"``, W_{i+1}^T ... W_L^T of the network when the learner is made,
             or ``"random"`` (what is resampled must be).
@@ -93,11 +133,13 @@ class FeedbackControl(ControllerFeedback):
         proactive: bool = True,
         instant: bool = True,
         average: bool = True,
+        every: int = 1,
         chunk: int = 1,
         iterations: int = 8,
         halvings: int = 3,
         tolerance: float = 1e-5,
         difference: Difference = "rate",
+        disturbance: float = 0.0,
         weights: Origin = "fixed",
         initial: Initial = "weight-product",
         scale: float = 1.0,
@@ -108,27 +150,41 @@ class FeedbackControl(ControllerFeedback):
         check_choice(mode=(mode, Mode), difference=(difference, Difference))
         self.nudge, self.leak, self.gain = nudge, leak, gain
         _check_numbers(nudge=nudge, leak=leak, gain=gain)
-        if not (dt > 0 and tau > 0 and steps >= 2 and chunk >= 1 and iterations >= 1):
+        if not (dt > 0 and tau > 0 and steps >= 2 and min(every, chunk, iterations) >= 1):
             raise ConfigurationError(
-                "dt and tau are above 0, steps at least 2, chunk and iterations at least 1; got "
-                f"dt={dt}, tau={tau}, steps={steps}, chunk={chunk}, iterations={iterations}."
+                "dt and tau are above 0, steps at least 2, every, chunk and iterations at least 1; "
+                f"got dt={dt}, tau={tau}, steps={steps}, every={every}, chunk={chunk}, "
+                f"iterations={iterations}."
             )
         if apical is not None and not apical >= dt:
             raise ConfigurationError(f"apical is at least dt={dt}, or None; got {apical}.")
-        if feedback_learning == "single-phase" and not (mode == "dynamic" and average):
+        single = feedback_learning == "single-phase"
+        if single and not (mode == "dynamic" and average):
             raise ConfigurationError(
                 "feedback_learning='single-phase' learns along the simulation: it needs "
                 f"mode='dynamic' and average=True, got mode={mode!r}, average={average}."
             )
-        if feedback_learning == "single-phase" and self.noisy.tau_noise < dt:
+        if disturbance < 0 or (disturbance and (single or mode != "dynamic")):
             raise ConfigurationError(
-                f"tau_noise is at least dt={dt} in a single phase; got {self.noisy.tau_noise}."
+                "a disturbance is from 0, needs mode='dynamic', and is the noise itself ("
+                "noise={'sigma': ...}) under feedback_learning='single-phase'; got disturbance="
+                f"{disturbance}, mode={mode!r}, feedback_learning={feedback_learning!r}."
             )
-        self.mode, self.average = mode, average
+        self.disturbance = disturbance
+        if self.simulates_noise and self.noisy.tau_noise < dt:
+            raise ConfigurationError(
+                f"tau_noise is at least dt={dt} for noise in a simulation; got "
+                f"{self.noisy.tau_noise}."
+            )
+        self.mode, self.average, self.every = mode, average, every
         self.tau, self.dt, self.apical = tau, dt, apical
         self.proactive, self.instant = proactive, instant
         self.iterations, self.halvings, self.tolerance = iterations, halvings, tolerance
         self.difference = difference
+
+    @property
+    def simulates_noise(self) -> bool:
+        return super().simulates_noise or self.disturbance > 0
 
     def numbers(self) -> dict[str, float | nn.Module]:
         """What may be a Coefficient."""
@@ -156,6 +212,9 @@ class FeedbackControl(ControllerFeedback):
         lowest = self._lowest(network)
         chain, still = Chain.of(network, state["weights"], presentation.x, lowest)
         state = self._teach_feedback(chain, still, state, presentation, learn)
+        single = self.feedback_learning == "single-phase"
+        if learn.needs.keys() <= self._groups.keys() and not single:
+            return state
         goal = self.goal(presentation, still, state["credit"])
         shown = Shown(network, presentation, chain, still, goal)
         present = self._in_time if self.mode == "dynamic" else self._at_rest
@@ -164,6 +223,27 @@ class FeedbackControl(ControllerFeedback):
         lost = lost if presentation.weight is None else lost * presentation.weight
         credit = {**state["credit"], "unconverged": state["credit"]["unconverged"] + lost.sum()}
         return {**state, "credit": credit}
+
+    def advice(self, network: Network, state: State, presentation: Presentation) -> str:
+        """The largest gain bound of the examples, where there is a simulation; see
+        ``control.gain_bound``.
+        """
+        if self.mode != "dynamic":
+            return (
+                "no steady state of the controller was found for them. Raise leak or iterations, "
+                "or bring the feedback closer to the transposed Jacobian (feedback_learning, "
+                "initial='weight-product')."
+            )
+        assert isinstance(network, LayeredNetwork)
+        feedback, gain = self._feedback(state), float(state["credit"]["gain"])
+        chain, still = Chain.of(network, state["weights"], presentation.x, self._lowest(network))
+        bound = gain_bound(jacobian(chain, still), feedback, gain, self.dt, self.tau)
+        return (
+            "their controller did not come closer to the target. k_p |lambda|max(J Q) dt / tau is "
+            f"up to {float(bound.max()):.3g}, and simulations are stable below about 5: lower dt, "
+            "gain or the feedback weights, raise tau; below that bound raise leak, or bring the "
+            "feedback closer to the transposed Jacobian."
+        )
 
     def _at_rest(self, shown: Shown, state: State, learn: Learn) -> tuple[State, Tensor]:
         feedback, leak = self._feedback(state), state["credit"]["leak"]
@@ -194,12 +274,11 @@ class FeedbackControl(ControllerFeedback):
             self.proactive,
             self.instant,
         )
-        single = self.feedback_learning == "single-phase"
         presentation, chain, goal, still = shown.presentation, shown.chain, shown.goal, shown.still
 
         def run(running: Tensor | None) -> Iterator[Moment]:
-            xi = self.given_noise(presentation) if single and running is not None else None
-            noise = None if xi is None else self.noisy.filtered(chain, xi, self.dt)
+            noisy = self.simulates_noise and running is not None
+            noise = self._simulated_noise(chain, presentation) if noisy else None
             return moments(chain, feedback, goal, constants, still, self.steps, noise, running)
 
         with torch.no_grad():  # without noise, which may be larger than the error
@@ -208,19 +287,28 @@ class FeedbackControl(ControllerFeedback):
         if not self.average:
             (last,) = deque(run(found), maxlen=1)
             return learn(state, self._signals(shown, [last.units], learn)), found
+        return self._along(run(found), shown, state, learn), found
+
+    def _simulated_noise(
+        self, chain: Chain, presentation: Presentation
+    ) -> Iterator[tuple[Tensor, ...]]:
+        layers = len(chain.layers)
+        sigmas = [self.disturbance] * layers if self.disturbance else self.noisy.sigmas(layers)
+        xi = self.given_noise(presentation)[:, self._noisy_moments() :]
+        return ornstein_uhlenbeck(xi, sizes(chain), sigmas, self.dt, self.noisy.tau_noise)
+
+    def _along(self, moments: Iterator[Moment], shown: Shown, state: State, learn: Learn) -> State:
+        """Learn along a simulation."""
         high_pass = HighPass(min(1.0, self.dt / self.noisy.tau_filter))
-        scales = self.noisy.layer_scales(len(chain.layers), max(self.tau, self.dt))
-        before: list[Moment] = []
-        for stretch in stretches(run(found), self.chunk):
-            signals = self._signals(shown, [moment.units for moment in stretch], learn)
-            state = learn(state, signals, len(stretch) / self.steps)
-            pairs = list(pairwise(before + stretch))
-            if single and pairs:
-                told = from_control(pairs, [high_pass(m.control) for _, m in pairs], scales)
-                share = len(pairs) / (self.steps - 1)
-                state = self._tell(state, learn, told, presentation.weight, share)
-            before = stretch[-1:]
-        return state, found
+        scales = self.noisy.layer_scales(len(shown.chain.layers), max(self.tau, self.dt))
+        count, followed = (-(-n // self.every) for n in (self.steps, self.steps - 1))
+        weight = shown.presentation.weight
+        for stretch in sampled(moments, self.every, self.chunk, high_pass):
+            signals = self._signals(shown, [sample.moment.units for sample in stretch], learn)
+            state = learn(state, signals, len(stretch) / count)
+            if self.feedback_learning == "single-phase":
+                state = self._tell_control(state, learn, stretch, scales, weight, followed)
+        return state
 
     def _signals(self, shown: Shown, seen: list[Units], learn: Learn) -> dict[str, LocalSignals]:
         rates = self.difference == "rate"

@@ -17,7 +17,6 @@ from metaplastic.control import (
     Units,
     euler_maruyama,
     moments,
-    ornstein_uhlenbeck,
 )
 from metaplastic.control.noise import split
 from metaplastic.credit.base import Needs
@@ -44,7 +43,7 @@ class NoiseOptions(TypedDict, total=False):
     apical: float | None
     steps: int
     tau_noise: float
-    """Time constant of the noise in a single phase."""
+    """Time constant of the noise in a simulation under a target."""
     tau_filter: float
     """Time constant of the high-pass filter on the control there."""
 
@@ -121,11 +120,6 @@ class Noise:
         loss = 1 + tau / self.tau_noise
         return [loss ** (layers - 1 - i) * scale for i, scale in enumerate(self.scales(layers))]
 
-    def filtered(self, chain: Chain, xi: Tensor, dt: float) -> Iterator[tuple[Tensor, ...]]:
-        """Of a single phase, moment by moment, from normal numbers (B, T, S)."""
-        sigmas = self.sigmas(len(chain.layers))
-        return ornstein_uhlenbeck(xi, sizes(chain), sigmas, dt, self.tau_noise)
-
 
 def sizes(chain: Chain) -> list[int]:
     """n_i of the controlled layers."""
@@ -167,10 +161,6 @@ def from_forward_noise(
     return chain.run(added).output - units.output, added, noise.scales(layers)
 
 
-Pairs = list[tuple[Moment, Moment]]
-"""Moments and those right after them."""
-
-
 def noise_phase(
     chain: Chain, units: Units, feedback: Sequence[Tensor], xi: Tensor, noise: Noise
 ) -> Iterator[Moment]:
@@ -191,13 +181,13 @@ def noise_phase(
 
 
 def from_control(
-    pairs: Pairs, controls: Sequence[Tensor], scales: Sequence[float]
+    moments: Sequence[Moment], controls: Sequence[Tensor], scales: Sequence[float]
 ) -> tuple[Tensor, tuple[Tensor, ...], list[float]]:
-    """Pre, post and factors of stretches of time, -v_fb[k] u[k+1]^T / sigma^2, the rows of all
-    pairs one after another; ``controls`` are the u[k+1], filtered or not.
+    """Pre, post and factors of some moments, -v_fb[k] u[k+1]^T / sigma^2, the rows of all one after
+    another; ``controls`` are the u[k+1], filtered or not.
     """
     layers = range(len(scales))
-    apical = tuple(torch.cat([before.apical[i] for before, _ in pairs]) for i in layers)
+    apical = tuple(torch.cat([moment.apical[i] for moment in moments]) for i in layers)
     return torch.cat(list(controls)), apical, [-s for s in scales]
 
 

@@ -105,5 +105,6 @@ class LayerwiseFeedback(CreditAssignment):
 
 
 def lowest_plastic(network: LayeredNetwork, needs: Needs) -> int:
-    """Index of the lowest layer with plastic synapses."""
-    return min(i.index for i in network.layers if not needs.keys().isdisjoint(i.names))
+    """Index of the lowest layer with plastic synapses, or the number of layers without any."""
+    plastic = (i.index for i in network.layers if not needs.keys().isdisjoint(i.names))
+    return min(plastic, default=len(network.layers))

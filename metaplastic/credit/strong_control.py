@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, Unpack
 
 import torch
 from torch import nn
 
 from metaplastic.control import Goal, Units
 from metaplastic.credit.base import Needs
-from metaplastic.credit.controller_feedback import Initial
-from metaplastic.credit.feedback_control import Difference, FeedbackControl
-from metaplastic.credit.feedback_learning import FeedbackLearning, NoiseOptions
+from metaplastic.credit.feedback_control import ControlOptions, FeedbackControl
 from metaplastic.errors import CompatibilityError, ConfigurationError, check_choice
 from metaplastic.networks import LayeredNetwork, Network
 from metaplastic.objectives import CrossEntropy, SquaredError
-from metaplastic.signals import Origin, Presentation, State
+from metaplastic.signals import Presentation, State
 
 StrongMode = Literal["steady", "dynamic"]
+DEFAULTS: ControlOptions = {"tau": 0.01, "dt": 0.001, "iterations": 20, "halvings": 6}
+"""Where they differ from FeedbackControl's: the label is far, and the network fast."""
 
 
 class StrongFeedbackControl(FeedbackControl):
@@ -31,9 +31,8 @@ class StrongFeedbackControl(FeedbackControl):
     Args:
         mode: ``"steady"`` or ``"dynamic"``; the linearised network says nothing this far out.
         probability: of the right class, above 1 / K and below 1, which no softmax reaches.
-        leak, gain, tau, dt, steps, apical, proactive, instant, average, chunk, iterations,
-            halvings, tolerance, difference, weights, initial, scale, feedback_learning, noise: see
-            FeedbackControl. Under CrossEntropy mode "steady" needs a leak above 0.
+        options: those of FeedbackControl but ``nudge``; by default tau=0.01, dt=0.001,
+            iterations=20 and halvings=6. Under CrossEntropy mode "steady" needs a leak above 0.
 
     Raises:
         ConfigurationError: for options out of range or that contradict each other.
@@ -44,53 +43,22 @@ class StrongFeedbackControl(FeedbackControl):
         mode: StrongMode = "steady",
         *,
         probability: float = 0.99,
-        leak: float | nn.Module = 1e-3,
-        gain: float | nn.Module = 2.0,
-        tau: float = 0.01,
-        dt: float = 0.001,
-        steps: int = 500,
-        apical: float | None = None,
-        proactive: bool = True,
-        instant: bool = True,
-        average: bool = True,
-        chunk: int = 1,
-        iterations: int = 20,
-        halvings: int = 6,
-        tolerance: float = 1e-5,
-        difference: Difference = "rate",
-        weights: Origin = "fixed",
-        initial: Initial = "weight-product",
-        scale: float = 1.0,
-        feedback_learning: FeedbackLearning = "none",
-        noise: NoiseOptions | None = None,
+        **options: Unpack[ControlOptions],
     ) -> None:
         check_choice(mode=(mode, StrongMode))
         if not 0.0 < probability < 1.0:
             raise ConfigurationError(
                 f"probability lies between 0 and 1 (a softmax reaches neither), got {probability}."
             )
-        super().__init__(
-            mode,
-            leak=leak,
-            gain=gain,
-            tau=tau,
-            dt=dt,
-            steps=steps,
-            apical=apical,
-            proactive=proactive,
-            instant=instant,
-            average=average,
-            chunk=chunk,
-            iterations=iterations,
-            halvings=halvings,
-            tolerance=tolerance,
-            difference=difference,
-            weights=weights,
-            initial=initial,
-            scale=scale,
-            feedback_learning=feedback_learning,
-            noise=noise,
-        )
+        unknown = sorted(options.keys() - ControlOptions.__annotations__.keys())
+        if unknown:
+            known = ", ".join(ControlOptions.__annotations__)
+            raise ConfigurationError(
+                f"StrongFeedbackControl has no option {', '.join(unknown)}; its options are mode, "
+                f"probability, {known}."
+            )
+        chosen: ControlOptions = {**DEFAULTS, **options}
+        super().__init__(mode, **chosen)
         self.probability = probability
         self._linear_output = True
 

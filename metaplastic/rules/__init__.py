@@ -4,6 +4,7 @@ from metaplastic.rules.abcd import ABCD as ABCD
 from metaplastic.rules.assignment import Rules as Rules
 from metaplastic.rules.assignment import assign_rules as assign_rules
 from metaplastic.rules.assignment import by_pattern as by_pattern
+from metaplastic.rules.assignment import matching as matching
 from metaplastic.rules.base import PlasticityRule as PlasticityRule
 from metaplastic.rules.coefficient import Coefficient as Coefficient
 from metaplastic.rules.delta import Delta as Delta

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -60,6 +60,21 @@ def assign_rules(
             found[name] = Assigned(pattern, chosen)
     twins = {name: group.twin for name, group in groups.items() if group.twin in found}
     return found | {name: found[str(twin)] for name, twin in twins.items()}
+
+
+def matching(patterns: Iterable[str], groups: Mapping[str, SynapseGroup]) -> frozenset[str]:
+    """The groups that any of the patterns matches.
+
+    Raises:
+        ConfigurationError: for a pattern that is malformed or matches none of them.
+    """
+    found = {p: {name for name, group in groups.items() if _matches(p, group)} for p in patterns}
+    for pattern, names in found.items():
+        if not names:
+            raise ConfigurationError(
+                f"the pattern {pattern!r} matches none of the plastic groups {', '.join(groups)}."
+            )
+    return frozenset().union(*found.values())
 
 
 def _matches(pattern: str, group: SynapseGroup) -> bool:

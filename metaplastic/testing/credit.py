@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from metaplastic.credit import CreditAssignment
 from metaplastic.evaluation import evaluate
+from metaplastic.hinge import Record
 from metaplastic.learner import Learner
 from metaplastic.metagradient import Unrolled
 from metaplastic.portable import load_rule, save_rule
@@ -147,6 +149,29 @@ class CreditContract(LearnerFixtures):
             given = bench.presentation(learner, x[t, :few], y[t, :few], None, noise)
             short = learner.step(short, given)
         assert_close(long["weights"], short["weights"], 1e-12)
+
+    def test_some_groups_learn_alone(self, bench: LearnerBench) -> None:
+        """The groups of one role, and twins with them, where nobody asks for the others: the
+        changes of all together, but for weights whose feedback learns before they do.
+        """
+        learner = bench.learner()
+        shown, state, rules = bench.stream(learner)[0], bench.start(learner), rules_of(learner)
+
+        def changes(names: set[str]) -> dict[str, Tensor]:
+            record = Record({name: rules[name] for name in names})
+            learner.credit.present(learner.network, state, shown, record)
+            return record.change
+
+        together, groups = changes(set(rules)), learner.groups()
+        own = rules.keys() & learner.credit.groups().keys()
+        for role in {groups[name].role for name in rules}:
+            some = {name for name in rules if groups[name].role == role}
+            some |= {str(groups[name].twin) for name in some if groups[name].twin}
+            some |= {name for name in rules if groups[name].twin in some}
+            found = changes(some)
+            assert found.keys() == some
+            if not own or own <= some:
+                assert_close(found, {name: together[name] for name in some}, 1e-12)
 
     # --- the outer loop -------------------------------------------------------------------------
 

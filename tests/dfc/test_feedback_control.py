@@ -116,6 +116,22 @@ def test_stretches_of_a_simulation_add_up(chunk: int, batch: int) -> None:
     assert apart(field(made, x, y), sums) < 1e-12
 
 
+@pytest.mark.parametrize("every", [2, 3, 19, 50])
+def test_every_so_many_moments_are_learned_from(every: int) -> None:
+    made = learner(FeedbackControl("dynamic", steps=20, every=every, chunk=4, nudge=0.5))
+    sums: dict[str, Tensor] = {}
+    taken = range(0, 20, every)
+    for k in taken[1:]:  # nothing is learned from the first
+        short = FeedbackControl("dynamic", steps=k + 1, average=False, nudge=0.5)
+        last = field(learner(short), X, Y)
+        sums = {n: sums.get(n, 0) + last[n] / len(taken) for n in last}
+    found = field(made, X, Y)
+    if sums:
+        assert apart(found, sums) < 1e-12
+    else:
+        assert not any(bool(c.any()) for c in found.values())
+
+
 def test_learning_does_not_disturb_the_simulation_it_is_told_of() -> None:
     """It goes on with the weights that it began with: a step is the change at first weights."""
     made = learner(FeedbackControl("dynamic", steps=20, nudge=0.5))

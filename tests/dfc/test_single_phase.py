@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -79,9 +77,8 @@ def single_phase(filtered: bool, updates: int) -> tuple[list[float], Tensor, Ten
         held = [torch.stack([m.apical[i] for m in along[1:]]).mean(0) for i in range(3)]
         jacobians = jacobian(given.chain, given.chain.run(held))
         shares.append(float(row_space_share(jacobians, feedback).mean()))
-        pairs = list(pairwise(along))
-        controls = [high_pass(m.control) if filtered else m.control for _, m in pairs]
-        pre, post, factors = from_control(pairs, controls, scales)
+        controls = [high_pass(m.control) if filtered else m.control for m in along[1:]]
+        pre, post, factors = from_control(along[:-1], controls, scales)
         told = tuple(f * p.mT @ pre / len(pre) for p, f in zip(post, factors, strict=True))
         feedback = tuple(q + 0.03 * (t - 0.5 * q) for q, t in zip(feedback, told, strict=True))
         now = along[-1]

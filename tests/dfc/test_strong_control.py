@@ -219,6 +219,18 @@ def test_other_objectives_are_refused() -> None:
         made.clone().adapt(normal(2, 3).float(), normal(2, 2).float())
 
 
+@pytest.mark.parametrize("option", [{"nudge": 0.1}, {"lambda": 1.0}])
+def test_an_option_that_it_has_not_is_refused(option) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(option))):
+        StrongFeedbackControl(**option)
+
+
+def test_it_says_what_it_was_made_with() -> None:
+    given = {"mode": "dynamic", "probability": 0.9, "leak": 0.1, "steps": 7}
+    wanted = {"type": "StrongFeedbackControl", **given}
+    assert StrongFeedbackControl(**given).describe() == wanted
+
+
 def test_a_softmax_needs_a_leak() -> None:
     network, rule = nn.Sequential(nn.Linear(3, 2)), Delta(derivative=False)
     made = Learner(network, StrongFeedbackControl(leak=0.0), rule)
