@@ -12,6 +12,9 @@ from metaplastic.control.chain import Chain, Units
 from metaplastic.control.goal import Goal
 from metaplastic.control.jacobian import jacobian, through_feedback
 
+ROUNDING = 4.0
+"""A residual of so many rounding errors is none."""
+
 
 class Steady(NamedTuple):
     """A steady state, with 0 in place of a control that was not found."""
@@ -57,16 +60,17 @@ def newton(
 ) -> Steady:
     """The steady state itself, the root u of e(r_L(u)) = a u, by damped Newton steps from u = 0.
 
-    Every iteration takes the best of the step and its halves, or none, so that the residual never
-    grows. One more step at the root, with its graph, has the derivative of the root (the implicit
-    function theorem) and costs nothing on the way there.
+    Every iteration takes the step or the first of its halves that lowers the residual, or none. One
+    more step at the root, with its graph, has the derivative of the root (the implicit function
+    theorem) and costs nothing on the way there. The loop ends early where no example moves any
+    more, if it may ask.
 
     Args:
         chain: the controlled layers.
         feedback: Q_i (n_i, K).
         goal: the control error.
         leak: a, on the whole control u; broadcast over (B, K).
-        iterations: number of steps, the same for all examples.
+        iterations: largest number of steps.
         halvings: how often a step may be halved.
         tolerance: largest residual, relative to the output and error at u = 0, of a root.
     """
@@ -83,21 +87,42 @@ def newton(
         u = torch.zeros_like(goal.target)
         left, units = residual(u)
         size = _length(left)
-        limit = tolerance * (size + _length(units.output))
+        scale = size + _length(units.output)
+        matrix = slope(units)
         for _ in range(iterations):
-            step = torch.linalg.solve_ex(slope(units), left.unsqueeze(-1))[0].squeeze(-1)
-            start = u
+            step = torch.linalg.solve_ex(matrix, left.unsqueeze(-1))[0].squeeze(-1)
+            unsettled = size > ROUNDING * torch.finfo(size.dtype).eps * scale
+            if not _any(unsettled):
+                break
+            start, waiting = u, unsettled
             for j in range(halvings + 1):
                 tried = start + 0.5**j * step
                 rest = _length(residual(tried)[0])
-                better = rest < size
+                better = waiting & (rest < size)
                 u, size = torch.where(better, tried, u), torch.where(better, rest, size)
+                waiting = waiting & ~better
+                if not _any(waiting):
+                    break
+            if not _any(unsettled & ~waiting):
+                break
             left, units = residual(u)
-        matrix = slope(units)
-        found = size <= limit
+            matrix = slope(units)
+        found = size <= tolerance * scale
     step, regular = _solve(matrix, residual(u)[0])
     found = found & regular
     return Steady(torch.where(found, u + step, torch.zeros_like(u)), found)
+
+
+def _any(mask: Tensor) -> bool:
+    """Whether any is true, as far as one may ask: yes under vmap, where there is no answer, and on
+    an accelerator, which would be waited for.
+    """
+    if mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    try:
+        return bool(mask.any())
+    except RuntimeError:
+        return True
 
 
 def _leaky(through: Tensor, leak: Tensor) -> Tensor:
