@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from metaplastic.episodes import Episodes
+from metaplastic.errors import UnconvergedWarning
 from metaplastic.inner_loop import Batching, Draws, Rollout, chunks, draw
 from metaplastic.learner import Learner
 
@@ -30,6 +32,8 @@ class Evaluation:
     """(E',) mean over all tasks but the last of what was lost from right after the task to the end
     of the stream: rise of the loss, or fall of the accuracy where there is one. None unless the
     tasks come one after another, at the same presentations in every episode."""
+    unconverged: Tensor | None = None
+    """(E',) examples for which the credit found no signal, None where it cannot fail."""
     diverged: tuple[int, ...] = ()
     """Indices of the episodes that did not stay finite."""
 
@@ -41,7 +45,10 @@ def evaluate(
     generator: torch.Generator | None = None,
     batching: Batching = "auto",
 ) -> Evaluation:
-    """Run E episodes without a graph and score them; ``generator`` draws what is resampled."""
+    """Run E episodes without a graph and score them; ``generator`` draws what is resampled.
+
+    Warns with an UnconvergedWarning of examples for which the credit found no signal.
+    """
     draws = draw(learner, episodes, generator)
     blocks, tasks = task_blocks(episodes), task_count(episodes)
     with torch.no_grad():
@@ -53,6 +60,16 @@ def evaluate(
     loss = table["loss"]
     assert loss is not None
     finite = loss.isfinite()
+    lost = table["unconverged"]
+    if lost is not None and bool(lost.any()):
+        count = episodes.support_x.shape[:3].numel()
+        warnings.warn(
+            f"{float(lost.sum()):.0f} of {count} examples that were shown changed nothing: "
+            f"{type(learner.credit).__name__} found no signal for them. `adapt` and "
+            "`assign_grads` say why.",
+            UnconvergedWarning,
+            stacklevel=2,
+        )
     kept = {name: None if v is None else v[finite].cpu() for name, v in table.items()}
     return Evaluation(**kept, diverged=tuple((~finite).nonzero().flatten().tolist()))  # type: ignore[arg-type]
 
@@ -87,6 +104,7 @@ def _score(
         "task_loss": task_loss,
         "task_accuracy": task_accuracy,
         "forgetting": forgetting,
+        "unconverged": rollout.moving["credit"].get("unconverged"),
     }
 
 

@@ -107,7 +107,7 @@ def newton(
                 break
             left, units = residual(u)
             matrix = slope(units)
-        found = size <= tolerance * scale
+        found = (size <= tolerance * scale) & size.isfinite()
     step, regular = _solve(matrix, residual(u)[0])
     found = found & regular
     return Steady(torch.where(found, u + step, torch.zeros_like(u)), found)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
-from metaplastic import Presentation, Teacher
+from metaplastic import Backprop, Delta, Episodes, Presentation, Teacher, evaluate
 from metaplastic.credit import FeedbackControl
+from metaplastic.errors import UnconvergedWarning
 from tests.dfc.learners import X, Y, field, learner
-from tests.helpers import presentation
+from tests.helpers import normal, presentation
 
 
 def test_dfc_t21_examples_that_diverge_change_nothing_and_are_counted() -> None:
@@ -74,3 +76,18 @@ def test_padding_is_not_counted_among_the_lost() -> None:
     after = made.step(made.start(4), Presentation(X, teacher, weight))
     assert float(after["credit"]["unconverged"]) == 1
     assert all(bool(w.isfinite().all()) for w in after["weights"].values())
+
+
+def test_an_evaluation_counts_and_tells_the_lost() -> None:
+    """Of each episode: those whose target cannot be reached."""
+    made = learner(FeedbackControl("steady"))
+    y = normal(2, 3, 4, 3)
+    y[1, 0, 2] = y[1, 2, 0] = 1e300
+    shown = Episodes(normal(2, 3, 4, 5), y, normal(2, 2, 5), normal(2, 2, 3))
+    with pytest.warns(UnconvergedWarning, match="2 of 24 examples"):
+        found = evaluate(made, shown)
+    assert found.unconverged is not None
+    assert found.unconverged.tolist() == [0, 2]
+    assert evaluate(made, shown[[0]]).unconverged.tolist() == [0]
+    plain = learner(Backprop(), {"*": Delta(0.1)})
+    assert evaluate(plain, shown[[0]]).unconverged is None
