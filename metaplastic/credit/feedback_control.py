@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Literal, TypedDict
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from metaplastic.control import (
     ornstein_uhlenbeck,
 )
 from metaplastic.control.steady import sent
+from metaplastic.credit.control_options import Difference, Mode, check_numbers
 from metaplastic.credit.control_signals import Shown, control_signals, sampled
 from metaplastic.credit.controller_feedback import ControllerFeedback, Initial
 from metaplastic.credit.feedback_learning import (
@@ -35,35 +35,6 @@ from metaplastic.credit.feedback_learning import (
 from metaplastic.errors import ConfigurationError, check_choice
 from metaplastic.networks import LayeredNetwork, Network
 from metaplastic.signals import Learn, LocalSignals, Origin, Presentation, State
-
-Mode = Literal["analytic", "steady", "dynamic"]
-Difference = Literal["rate", "voltage"]
-
-
-class ControlOptions(TypedDict, total=False):
-    """Every option of FeedbackControl but ``mode`` and ``nudge``."""
-
-    leak: float | nn.Module
-    gain: float | nn.Module
-    tau: float
-    dt: float
-    steps: int
-    apical: float | None
-    proactive: bool
-    instant: bool
-    average: bool
-    every: int
-    chunk: int
-    iterations: int
-    halvings: int
-    tolerance: float
-    difference: Difference
-    disturbance: float
-    weights: Origin
-    initial: Initial
-    scale: float
-    feedback_learning: FeedbackLearning
-    noise: NoiseOptions | None
 
 
 class FeedbackControl(ControllerFeedback):
@@ -149,7 +120,7 @@ class FeedbackControl(ControllerFeedback):
         super().__init__(weights, scale, initial, feedback_learning, noise, steps, chunk)
         check_choice(mode=(mode, Mode), difference=(difference, Difference))
         self.nudge, self.leak, self.gain = nudge, leak, gain
-        _check_numbers(nudge=nudge, leak=leak, gain=gain)
+        check_numbers(nudge=nudge, leak=leak, gain=gain)
         if not (dt > 0 and tau > 0 and steps >= 2 and min(every, chunk, iterations) >= 1):
             raise ConfigurationError(
                 "dt and tau are above 0, steps at least 2, every, chunk and iterations at least 1; "
@@ -313,9 +284,3 @@ class FeedbackControl(ControllerFeedback):
     def _signals(self, shown: Shown, seen: list[Units], learn: Learn) -> dict[str, LocalSignals]:
         rates = self.difference == "rate"
         return control_signals(shown, seen, learn.needs, rates=rates)
-
-
-def _check_numbers(**numbers: float | Callable) -> None:
-    wrong = {n: v for n, v in numbers.items() if isinstance(v, int | float) and not v >= 0}
-    if wrong:
-        raise ConfigurationError(f"numbers of a controller are from 0, got {wrong}.")

@@ -9,7 +9,8 @@ from torch import nn
 
 from metaplastic.control import Goal, Units
 from metaplastic.credit.base import Needs
-from metaplastic.credit.feedback_control import ControlOptions, FeedbackControl
+from metaplastic.credit.control_options import ControlOptions
+from metaplastic.credit.feedback_control import FeedbackControl
 from metaplastic.errors import CompatibilityError, ConfigurationError, check_choice
 from metaplastic.networks import LayeredNetwork, Network
 from metaplastic.objectives import CrossEntropy, SquaredError
