@@ -16,12 +16,21 @@ from metaplastic.errors import RuleFileError, TransferError, check_choice
 from metaplastic.learner import Learner
 from metaplastic.networks import Network
 from metaplastic.objectives import Objective
-from metaplastic.rule_file import LearnedRule, Source, read_rule, rebuild, write_rule
+from metaplastic.rule_file import (
+    CreditCoefficient,
+    LearnedRule,
+    Source,
+    read_rule,
+    rebuild,
+    write_rule,
+)
 from metaplastic.rules import Coefficient, PlasticityRule
 from metaplastic.signals import Origin, SynapseGroup
 
 Policy = Literal["exact", "pool"]
 Action = Literal["exact", "pooled", "drawn", "initial"]
+CREDIT = "credit"
+"""Where a report names a group: the credit itself."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Moved:
     """What became of one tensor of the new learner."""
 
     group: str
-    """The synapse group."""
+    """The synapse group, or ``credit`` for a coefficient of the credit itself."""
     what: str
     """``feedback``, or the name of a coefficient."""
     action: Action
@@ -62,8 +71,8 @@ def save_rule(
     learner: Learner, path: str | Path, *, task: str | None = None, score: float | None = None
 ) -> None:
     """Write the learned rule to one safetensors file, atomically: what the rules and the credit
-    were made with, every coefficient, the feedback weights, and where they come from. The initial
-    weights stay behind.
+    were made with, every coefficient, the credit's own included, the feedback weights, and where
+    they come from. The initial weights stay behind.
 
     Raises:
         ConfigurationError: for a rule or credit with arguments that a file cannot hold.
@@ -124,8 +133,9 @@ def transfer(
 
     A coefficient comes from the source's group of the same pattern and role that stands at the
     nearest relative depth (the same name, where the depths agree). Where the shapes agree it is
-    copied bit by bit; else it is pooled: every synapse gets the mean over the source's. Feedback
-    weights are copied where name and shape agree, else drawn afresh.
+    copied bit by bit; else it is pooled: every synapse gets the mean over the source's. The
+    credit's own coefficients go by name. Feedback weights are copied where name and shape agree,
+    else drawn afresh.
 
     Args:
         source: a learner, a file or what ``read_rule`` made of it.
@@ -162,6 +172,7 @@ def load_into(
     learned = learned_rule(source)
     _check_kinds(learner, learned)
     planned = _plan_coefficients(learner, learned) + _plan_feedback(learner, learned)
+    planned += _plan_own(learner, learned)
     if policy == "exact":
         for moved, _ in planned:
             if moved.action != "exact":
@@ -176,7 +187,7 @@ def load_into(
             with torch.no_grad():
                 learner.credit.weights()[moved.group].copy_(value)
         elif value is not None:
-            coefficient = _coefficients(_rules(learner)[moved.group])[moved.what]
+            coefficient = _holder(learner, moved.group)[moved.what]
             if moved.action == "exact":
                 with torch.no_grad():
                     coefficient.raw.copy_(value)
@@ -217,6 +228,15 @@ def _plan_feedback(learner: Learner, learned: LearnedRule) -> Plan:
         action: Action = "exact" if fits else "drawn"
         moved = Moved(name, "feedback", action, tuple(own.shape), source, source_shape)
         plan.append((moved, value if fits else None))
+    return plan
+
+
+def _plan_own(learner: Learner, learned: LearnedRule) -> Plan:
+    plan: Plan = []
+    for what, coefficient in _own(learner.credit).items():
+        shape, value = tuple(coefficient.raw.shape), learned.own[what].raw
+        action = "exact" if value.shape == coefficient.raw.shape else "pooled"
+        plan.append((Moved(CREDIT, what, action, shape, CREDIT, tuple(value.shape)), value))
     return plan
 
 
@@ -265,6 +285,14 @@ def _check_kinds(learner: Learner, learned: LearnedRule) -> None:
             f"has {', '.join(sorted(kinds))} under {sorted(own)}: build it with the same rules, or "
             "let transfer() build it."
         )
+    bounds = {name: own.bound for name, own in learned.own.items()}
+    wanted = {name: c.bound for name, c in _own(learner.credit).items()}
+    if bounds != wanted:
+        raise RuleFileError(
+            f"the learned {learned.credit['type']} has coefficients of its own {_bounded(bounds)} "
+            f"and the learner's has {_bounded(wanted)}: build it with the same ones; a file that "
+            "lacks them is written again with save_rule."
+        )
 
 
 def learned_rule(source: Learner | LearnedRule | str | Path) -> LearnedRule:
@@ -289,6 +317,7 @@ def learned_rule(source: Learner | LearnedRule | str | Path) -> LearnedRule:
             for name, rule in _rules(source).items()
         },
         feedback={name: value.detach() for name, value in feedback.items()},
+        own={n: CreditCoefficient(c.raw.detach(), c.bound) for n, c in _own(source.credit).items()},
     )
 
 
@@ -298,6 +327,19 @@ def _rules(learner: Learner) -> dict[str, PlasticityRule]:
 
 def _coefficients(rule: PlasticityRule) -> dict[str, Coefficient]:
     return {n: c for n, c in rule.named_children() if isinstance(c, Coefficient)}
+
+
+def _own(credit: CreditAssignment) -> dict[str, Coefficient]:
+    return {n: c for n, c in credit.named_modules() if isinstance(c, Coefficient)}
+
+
+def _holder(learner: Learner, group: str) -> dict[str, Coefficient]:
+    """The coefficients of a group's rule, or the credit's own."""
+    return _own(learner.credit) if group == CREDIT else _coefficients(_rules(learner)[group])
+
+
+def _bounded(bounds: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} (bound {bound!r})" for name, bound in bounds.items()) or "none"
 
 
 def _size(shape: tuple[int, ...] | None) -> str:

@@ -1,6 +1,7 @@
 """The file format of learned rules: safetensors, with JSON beside the tensors; nothing is pickled.
 
-Tensors are ``coefficient/<group>/<name>`` (free raw values) and ``feedback/<group>``.
+Tensors are ``coefficient/<group>/<name>`` and, of the credit itself, ``credit/<name>`` (free raw
+values), and ``feedback/<group>``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,16 @@ class Source(SynapseGroup):
 
 
 @dataclass(frozen=True)
+class CreditCoefficient:
+    """A coefficient of the credit itself, such as the leak of a controller."""
+
+    raw: Tensor
+    """Raw values, two-dimensional."""
+    bound: str
+    """The map from these to its values, see ``Coefficient``."""
+
+
+@dataclass(frozen=True)
 class LearnedRule:
     """What a rule file holds."""
 
@@ -52,6 +63,8 @@ class LearnedRule:
     """{group: {coefficient: raw values}}, each broadcastable to (n_out, n_in)."""
     feedback: dict[str, Tensor]
     """{group: (n_out, n_in)}"""
+    own: dict[str, CreditCoefficient] = field(default_factory=dict)
+    """The credit's own coefficients by name."""
     task: str | None = None
     """The task that it was learned on."""
     score: float | None = None
@@ -69,6 +82,12 @@ class LearnedRule:
             group = self.groups[name]
             if tuple(value.shape) != (group.n_out, group.n_in):
                 raise RuleFileError(_misfit("feedback", value, group))
+        for name, own in self.own.items():
+            if own.raw.dim() != 2 or own.raw.numel() == 0:
+                raise RuleFileError(
+                    f"the credit's coefficient {name} is {tuple(own.raw.shape)} and has two "
+                    "dimensions: the file is damaged."
+                )
 
 
 def write_rule(path: str | Path, learned: LearnedRule) -> None:
@@ -86,6 +105,7 @@ def write_rule(path: str | Path, learned: LearnedRule) -> None:
         "rules": list(learned.rules.items()),
         "objective": learned.objective,
         "groups": [asdict(group) for group in learned.groups.values()],
+        "own": {name: own.bound for name, own in learned.own.items()},
         "task": learned.task,
         "score": learned.score,
         "versions": {"metaplastic": _own_version(), "torch": torch.__version__},
@@ -98,6 +118,7 @@ def write_rule(path: str | Path, learned: LearnedRule) -> None:
             "give it numbers, words, and lists or dicts of them."
         ) from reason
     tensors = {f"feedback/{name}": value for name, value in learned.feedback.items()}
+    tensors |= {f"credit/{name}": own.raw for name, own in learned.own.items()}
     for name, values in learned.coefficients.items():
         tensors |= {f"coefficient/{name}/{what}": value for what, value in values.items()}
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
@@ -142,12 +163,16 @@ def read_rule(path: str | Path) -> LearnedRule:
 def _parse(content: Description, tensors: dict[str, Tensor]) -> LearnedRule:
     coefficients: dict[str, dict[str, Tensor]] = {}
     feedback: dict[str, Tensor] = {}
+    own: dict[str, Tensor] = {}
     for name, value in tensors.items():
         kind, group, *what = name.split("/")
         if kind == "feedback":
             feedback[group] = value
+        elif kind == "credit":
+            own[group] = value
         else:
             coefficients.setdefault(group, {})[what[0]] = value
+    bounds = content.get("own", {})  # files written before there were any have none
     return LearnedRule(
         credit=content["credit"],
         rules=dict(content["rules"]),
@@ -155,6 +180,7 @@ def _parse(content: Description, tensors: dict[str, Tensor]) -> LearnedRule:
         groups={group["name"]: Source(**group) for group in content["groups"]},
         coefficients=coefficients,
         feedback=feedback,
+        own={name: CreditCoefficient(value, bounds[name]) for name, value in own.items()},
         task=content["task"],
         score=content["score"],
         versions=content["versions"],

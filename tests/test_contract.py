@@ -29,6 +29,7 @@ from metaplastic import (
     Evolution,
     FeedbackAlignment,
     Hebb,
+    InputModulation,
     KolenPollack,
     MetaGradient,
     Network,
@@ -133,6 +134,10 @@ def without_biases() -> Rules:
     return {"role:bias": None, "*": Pool({"F2": 0.02})}  # the unit before a bias has no error
 
 
+def fixed_biases() -> Rules:
+    return {"role:bias": None, "*": Delta(0.02, learned=True, derivative=False)}
+
+
 def decaying() -> Rules:
     return {"*": Delta(0.02, learned=True, decay=0.05)}
 
@@ -173,6 +178,26 @@ CREDITS: dict[str, Row] = {
     "neuromodulation-target": Row(
         lambda: Neuromodulation("target", weights="resampled"), RULES["polynomial-modulated"]
     ),
+    "modulation": Row(InputModulation),
+    "modulation-learned": Row(lambda: InputModulation("learned", sign=-1, pre="clean", keep=0.8)),
+    "modulation-resampled": Row(
+        lambda: InputModulation("resampled", 3.0, output="clean", mean_zero=False, error_sign=True)
+    ),
+    "modulation-streaming": Row(lambda: InputModulation("learned", 5.0, streaming=True, keep=0.8)),
+    "modulation-hebbian": Row(lambda: InputModulation("learned", 5.0, variant="hebbian", keep=0.8)),
+    "modulation-hebbian-streaming": Row(
+        lambda: InputModulation(variant="hebbian", streaming=True), lambda: Oja(0.02)
+    ),
+    "modulation-time-local": Row(  # the biases' changes would come in between
+        lambda: InputModulation("learned", 5.0, variant="time-local", keep=0.8), fixed_biases
+    ),
+    "modulation-factors": Row(lambda: InputModulation("learned", feedback="factors"), network=mlp),
+    "modulation-mirror": Row(
+        lambda: InputModulation("learned", 5.0, feedback="mirror", keep=0.8), mirrored, mlp
+    ),
+    "modulation-mirror-streaming": Row(
+        lambda: InputModulation(feedback="mirror", streaming=True), mirrored, mlp
+    ),
     "control": Row(FeedbackControl, network=mlp),
     "control-steady": Row(
         lambda: FeedbackControl("steady", weights="learned", difference="voltage"), network=mlp
@@ -192,7 +217,9 @@ CREDITS: dict[str, Row] = {
     ),
     "control-strong": Row(lambda: StrongFeedbackControl(weights="learned"), network=mlp),
     "control-single-phase": Row(
-        lambda: StrongFeedbackControl("dynamic", steps=6, feedback_learning="single-phase"),
+        lambda: StrongFeedbackControl(
+            "dynamic", steps=6, feedback_learning="single-phase", noise={"sigma": 0.3}
+        ),
         fed,
         mlp,
     ),

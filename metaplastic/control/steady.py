@@ -62,8 +62,8 @@ def newton(
 
     Every iteration takes the step or the first of its halves that lowers the residual, or none. One
     more step at the root, with its graph, has the derivative of the root (the implicit function
-    theorem) and costs nothing on the way there. The loop ends early where no example moves any
-    more, if it may ask.
+    theorem), and takes what is left of the residual from the root of the precision to rounding. An
+    example that is that far stays; the loop ends early where none moves, if it may ask.
 
     Args:
         chain: the controlled layers.
@@ -72,7 +72,8 @@ def newton(
         leak: a, on the whole control u; broadcast over (B, K).
         iterations: largest number of steps.
         halvings: how often a step may be halved.
-        tolerance: largest residual, relative to the output and error at u = 0, of a root.
+        tolerance: largest residual before the last step, relative to the output and error at u = 0,
+            of a root.
     """
 
     def residual(u: Tensor) -> tuple[Tensor, Units]:
@@ -87,11 +88,13 @@ def newton(
         u = torch.zeros_like(goal.target)
         left, units = residual(u)
         size = _length(left)
-        scale = size + _length(units.output)
+        eps, output = torch.finfo(size.dtype).eps, _length(units.output)
+        enough = eps**0.5 * size + ROUNDING * eps * output  # the last step squares what is left
+        limit = torch.maximum(enough, tolerance * (size + output))
         matrix = slope(units)
         for _ in range(iterations):
             step = torch.linalg.solve_ex(matrix, left.unsqueeze(-1))[0].squeeze(-1)
-            unsettled = size > ROUNDING * torch.finfo(size.dtype).eps * scale
+            unsettled = size > enough
             if not _any(unsettled):
                 break
             start, waiting = u, unsettled
@@ -107,7 +110,7 @@ def newton(
                 break
             left, units = residual(u)
             matrix = slope(units)
-        found = (size <= tolerance * scale) & size.isfinite()
+        found = (size <= limit) & size.isfinite()
     step, regular = _solve(matrix, residual(u)[0])
     found = found & regular
     return Steady(torch.where(found, u + step, torch.zeros_like(u)), found)

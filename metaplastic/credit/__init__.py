@@ -7,6 +7,7 @@ from metaplastic.credit.backprop import Backprop as Backprop
 from metaplastic.credit.base import CreditAssignment as CreditAssignment
 from metaplastic.credit.direct_feedback import DirectFeedback as DirectFeedback
 from metaplastic.credit.feedback_control import FeedbackControl as FeedbackControl
+from metaplastic.credit.input_modulation import InputModulation as InputModulation
 from metaplastic.credit.layerwise import LayerwiseFeedback as LayerwiseFeedback
 from metaplastic.credit.neuromodulation import Neuromodulation as Neuromodulation
 from metaplastic.credit.random_target import DirectRandomTarget as DirectRandomTarget

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from typing import ClassVar
@@ -118,31 +118,60 @@ class WeightMirror(FeedbackAlignment):
     ) -> Tensor | None:
         """Noise for the inputs of the mirrored layers, (E, T, B, units)."""
         assert isinstance(network, LayeredNetwork)
-        units = sum(prod(layer.in_shape) for layer in self._mirrored(network))
-        return torch.randn(*lead, units, generator=generator) * self.sigma
+        return mirror_noise(self._mirrored(network), lead, self.sigma, generator)
 
     def present(
         self, network: Network, state: State, presentation: Presentation, learn: Learn
     ) -> State:
         assert isinstance(network, LayeredNetwork)
-        signals = {}
-        noise = self.given_noise(presentation)
-        for layer in self._mirrored(network):
-            name, size = f"{layer.name}_feedback", prod(layer.in_shape)
-            xi, noise = noise[:, :size], noise[:, size:]
-            if name in learn.needs:
-                pre, asked = layer.unfold(xi.reshape(-1, *layer.in_shape)), learn.needs[name]
-                potential = pre @ state["weights"][f"{layer.name}_weight"].mT
-                activity = LayerActivity(pre, potential, layer.activation(potential), ())
-                signals[name] = LocalSignals(
-                    pre,
-                    activity.post,
-                    activity.post if "teaching" in asked else None,
-                    gain=layer.gain(activity) if "gain" in asked else None,
-                    weight=layer.per_row(presentation.weight),
-                    sites=layer.sites,
-                )
+        signals = mirror_signals(
+            self._mirrored(network),
+            state["weights"],
+            self.given_noise(presentation),
+            learn.needs,
+            presentation.weight,
+        )
         return super().present(network, learn(state, signals), presentation, learn)
 
     def _mirrored(self, network: LayeredNetwork) -> list[Layer]:
         return [i for i in network.layers if f"{i.name}_feedback" in self._groups]
+
+
+def mirror_noise(
+    layers: Sequence[Layer], lead: tuple[int, ...], sigma: float, generator: torch.Generator
+) -> Tensor:
+    """Normal noise of standard deviation ``sigma`` for the inputs of mirrored layers, (*lead,
+    units).
+    """
+    units = sum(prod(layer.in_shape) for layer in layers)
+    return torch.randn(*lead, units, generator=generator) * sigma
+
+
+def mirror_signals(
+    layers: Sequence[Layer],
+    weights: dict[str, Tensor],
+    noise: Tensor,
+    needs: Needs,
+    weight: Tensor | None,
+) -> dict[str, LocalSignals]:
+    """What the feedback synapses beside the weights of ``layers`` see of noise (B, units): the
+    noise, and the layer's response to it as their activity and as their error; see WeightMirror.
+    ``weight`` (B, 1).
+    """
+    signals = {}
+    for layer in layers:
+        name, size = f"{layer.name}_feedback", prod(layer.in_shape)
+        xi, noise = noise[:, :size], noise[:, size:]
+        if name in needs:
+            pre, asked = layer.unfold(xi.reshape(-1, *layer.in_shape)), needs[name]
+            potential = pre @ weights[f"{layer.name}_weight"].mT
+            activity = LayerActivity(pre, potential, layer.activation(potential), ())
+            signals[name] = LocalSignals(
+                pre,
+                activity.post,
+                activity.post if "teaching" in asked else None,
+                gain=layer.gain(activity) if "gain" in asked else None,
+                weight=layer.per_row(weight),
+                sites=layer.sites,
+            )
+    return signals

@@ -30,7 +30,7 @@ class ControlOptions(DeltaOptions):
     """Whether the difference that control makes is multiplied by the slope of the activation."""
     iterations: int = 4
     """Newton steps of mode ``"steady"``."""
-    halvings: int = 2
+    halvings: int = 1
     """How often each of them may be halved."""
 
     def rule(self) -> Delta:
@@ -67,6 +67,7 @@ class NudgingOptions(ControlOptions):
 class StrongOptions(ControlOptions):
     """Strong deep feedback control (Meulemans et al. 2022)."""
 
+    iterations: int = 8
     probability: float = 0.99
     """Of the right class, under CrossEntropy."""
 
