@@ -9,7 +9,16 @@ from textwrap import fill
 
 from metaplastic.errors import MetaplasticError, UnknownNameError
 from metaplastic.recipes import RECIPES
-from studies.commands import demo, evaluate, report, search, search_report, train, transfer
+from studies.commands import (
+    demo,
+    evaluate,
+    report,
+    reproduce,
+    search,
+    search_report,
+    train,
+    transfer,
+)
 from studies.commands.base import Command
 from studies.presets import PRESETS
 from tasks import TASKS
@@ -23,6 +32,7 @@ COMMANDS: dict[str, Command] = {
         transfer.COMMAND,
         search.COMMAND,
         search_report.COMMAND,
+        reproduce.COMMAND,
         report.COMMAND,
     )
 }
@@ -36,6 +46,7 @@ EXAMPLES = """
   python -m studies transfer runs/pool-0 runs/pool-1 --to mlp:128x128x128 --to conv:8-64
   python -m studies search --task sinusoid-continual --learner flp --preset smoke --workers 2
   python -m studies search-report runs/search-2026-01-31-120000 --export-best best.toml
+  python -m studies reproduce dfc --preset smoke --methods bp,dfc-ssa --out runs/dfc
   python -m studies report runs/first runs/second --out runs/both
 """
 

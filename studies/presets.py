@@ -105,6 +105,10 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
     ("sinusoid", "oml"): _sinusoids(
         initial_rate=0.014, clip=0.615, rate=0.0109, control_rate=2.8e-3
     ),
+    # Set by hand. Fewer Newton steps than on classes are enough here.
+    ("sinusoid", "strong-dfc"): _sinusoids(
+        initial_rate=0.01, feedback_rate=0.01, control_rate=0.01, clip=1.0, iterations=5
+    ),
     ("sinusoid", "flp"): _sinusoids(
         initial_rate=0.02, feedback_rate=0.03, plasticity_rate=0.03, mix=0.9, clip=1.0
     ),

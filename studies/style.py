@@ -19,6 +19,8 @@ COLOURS = {
     "oml": "#D55E00",
     "feedback-delta": "#009E73",
     "dfa": "#CC79A7",
+    "dfc": "#E69F00",
+    "strong-dfc": "#7A5195",
     "none": NEUTRAL,
 }
 """Colours that a learner keeps in every picture."""

@@ -10,6 +10,7 @@ from typing import Any
 from metaplastic.errors import ConfigurationError, UnknownNameError
 from tasks.base import SPLITS, PoolTask, Split, Task
 from tasks.glyphs import Glyphs
+from tasks.images import Images, load_images
 from tasks.mnist import Mnist
 from tasks.omniglot import Omniglot
 from tasks.sinusoid import Sinusoid
@@ -49,11 +50,13 @@ __all__ = [
     "SPLITS",
     "TASKS",
     "Glyphs",
+    "Images",
     "Mnist",
     "Omniglot",
     "PoolTask",
     "Sinusoid",
     "Split",
     "Task",
+    "load_images",
     "make_task",
 ]

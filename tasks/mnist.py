@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from metaplastic.episodes import Episodes, Order
-from metaplastic.errors import ConfigurationError, DataError, MissingDataError, UnknownNameError
+from metaplastic.errors import ConfigurationError, DataError, UnknownNameError
 from metaplastic.sampling import LabelledPool, check_counts, uniform
 from tasks.base import PoolTask, Split
+from tasks.folders import data_folder
 from tasks.mnist_files import OFFICIAL, SIDE, find_part, read_part
 
 Stream = Literal["split", "permuted"]
@@ -96,7 +96,7 @@ class Mnist(PoolTask):
                 f"batch={batch} does not divide the {shown} support images of each "
                 f"{'task' if order == 'continual' else 'episode'}: change shots or batch."
             )
-        self.folder = _folder(root)
+        self.folder = data_folder(root, "MNIST", "MNIST/raw", OFFICIAL)
         find_part(self.folder, "train")
         find_part(self.folder, "t10k")
 
@@ -179,16 +179,3 @@ class Mnist(PoolTask):
                 f"digit {digit} has {int(counts[digit])} images in split {split!r} and {each} = "
                 f"{needed} distinct ones are drawn: lower shots or queries."
             )
-
-
-def _folder(root: str | os.PathLike[str] | None) -> Path:
-    """Return the folder that holds the files."""
-    given = root or os.environ.get("METAPLASTIC_DATA")
-    if not given:
-        raise MissingDataError(
-            "MNIST is read from a folder on disk and none was named: pass root=, or set the "
-            f"environment variable METAPLASTIC_DATA. {OFFICIAL}"
-        )
-    base = Path(given).expanduser()
-    nested = base / "MNIST" / "raw"
-    return base if base.name == "raw" and not nested.is_dir() else nested

@@ -12,6 +12,7 @@ from metaplastic.episodes import Order
 from metaplastic.errors import ConfigurationError, MissingDataError, UnknownNameError
 from metaplastic.sampling import LabelledPool
 from tasks.base import PoolTask, Split
+from tasks.folders import data_folder
 from tasks.omniglot_files import OFFICIAL, find, read_characters
 
 Variant = Literal["small", "full"]
@@ -71,7 +72,7 @@ class Omniglot(PoolTask):
             device=device,
         )
         self.size = size
-        self.folder = _folder(root)
+        self.folder = data_folder(root, "Omniglot", "omniglot", OFFICIAL)
         self.variant: Variant = variant or self._present()
         for archive in sorted(set(ARCHIVES[self.variant].values())):
             find(self.folder, archive)
@@ -96,16 +97,3 @@ def split_characters(variant: Variant, split: Split) -> list[str]:
     """Return the characters of a split, ``Alphabet/characterNN``."""
     path = Path(__file__).parent / "splits" / f"omniglot_{variant}_{split}.txt"
     return path.read_text(encoding="utf-8").split()
-
-
-def _folder(root: str | os.PathLike[str] | None) -> Path:
-    """Return the folder that holds the archives."""
-    given = root or os.environ.get("METAPLASTIC_DATA")
-    if not given:
-        raise MissingDataError(
-            "Omniglot is read from a folder on disk and none was named: pass root=, or set the "
-            f"environment variable METAPLASTIC_DATA. {OFFICIAL}"
-        )
-    base = Path(given).expanduser()
-    nested = base / "omniglot"
-    return base if base.name == "omniglot" and not nested.is_dir() else nested

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from metaplastic import DirectFeedback, LayeredNetwork, Learner, SquaredError, Unrolled
-from metaplastic.credit import FeedbackAlignment, KolenPollack
+from metaplastic.credit import FeedbackAlignment, FeedbackControl, KolenPollack
 from metaplastic.errors import RuleFileError, TransferError
-from metaplastic.portable import load_into, load_rule, save_rule, transfer
-from metaplastic.rule_file import read_rule
+from metaplastic.portable import learned_rule, load_into, load_rule, save_rule, transfer
+from metaplastic.rule_file import CreditCoefficient, read_rule
 from metaplastic.rules import Coefficient, Delta, Oja, PlasticityRule, Pool
-from tests.helpers import mlp, regression, seeded, shake
+from metaplastic.rules.coefficient import Bound
+from tests.helpers import final_weights, mlp, regression, seeded, shake
 
 RULES: dict[str, Callable[[], dict[str, PlasticityRule | None]]] = {
     "synapse": lambda: {"role:bias": None, "position:last": Oja(0.1, 1.0), "*": Oja(0.02)},
@@ -298,3 +300,135 @@ def test_arguments_that_no_file_holds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot hold"):
         save_rule(Learner(mlp(4, 3), DirectFeedback(), rule, SquaredError()), tmp_path / "r")
     assert not list(tmp_path.iterdir())
+
+
+# --- coefficients of the credit itself ---
+
+
+def number(value: float, bound: Bound = "exp") -> Coefficient:
+    return Coefficient(value, bound=bound, role="control")
+
+
+def controlled(*sizes: int, seed: int = 0, **numbers) -> Learner:
+    """Under feedback control whose leak and nudge are learned, and have moved."""
+    numbers = numbers or {"leak": number(0.5), "nudge": number(0.3)}
+    credit = FeedbackControl("steady", weights="learned", **numbers)
+    rule = Delta(0.3, derivative=False, learned=True)
+    made = Learner(mlp(*(sizes or (4, 6, 5, 3)), seed=seed), credit, rule, SquaredError())
+    return shake(made, seed, control=0.5, feedback=0.1)
+
+
+def test_a_controllers_numbers_come_back_and_move_the_same_weights(tmp_path: Path) -> None:
+    source, path = controlled(seed=3), tmp_path / "r"
+    shown = regression(2, 5, 2, 4, 3)
+    wanted, before = final_weights(source, shown), learned(source)
+    save_rule(source, path)
+    network = mlp(4, 6, 5, 3, seed=3)
+    loaded = Learner(network, *load_rule(path, network), SquaredError()).double()
+    moved, report = transfer(path, mlp(4, 6, 5, 3, seed=3), policy="exact")
+    into = controlled(seed=5)
+    load_into(into, path, policy="exact")
+    for name in source.network.groups():
+        into.network.parameter(name).data.copy_(source.network.parameter(name).data)
+    for other in (loaded, moved, into):
+        assert same(learned(other), before)
+        found = final_weights(other, shown)
+        assert all(torch.equal(found[name], w) for name, w in wanted.items())
+    assert same(learned(source), before)
+    own = {m.what: m.action for m in report.moved if m.group == "credit"}
+    assert own == {"leak": "exact", "nudge": "exact"}
+    fresh = Learner(mlp(4, 6, 5, 3, seed=3), *load_rule(path), SquaredError()).double()
+    for name in ("leak", "nudge"):  # what they began with is not what was learned
+        assert not torch.equal(
+            fresh.state_dict()[f"credit.{name}.raw"], before[f"credit.{name}.raw"]
+        )
+        assert read_rule(path).own[name].bound == "exp"
+
+
+def test_a_controllers_numbers_move_into_another_network() -> None:
+    source = controlled(seed=3)
+    other, report = transfer(source, mlp(4, 8, 7, 5, 3), policy="pool")
+    for name in ("leak", "nudge"):
+        found = other.get_parameter(f"credit.{name}.raw")
+        assert torch.equal(found, source.get_parameter(f"credit.{name}.raw"))
+    assert "leak" in str(report)
+
+
+class Broad(DirectFeedback):
+    """A credit with a coefficient for each output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted = Coefficient(0.5, bound="exp")
+
+    def bind(self, network, needs, generator):
+        own = super().bind(network, needs, generator)
+        first = self.wanted.raw.detach().mean()
+        own.wanted.raw = nn.Parameter(first.expand(network.outputs, 1).clone())
+        return own
+
+
+def test_a_credits_coefficients_of_another_size_are_pooled() -> None:
+    source = shake(Learner(mlp(4, 3), Broad(), Delta(0.1), SquaredError()), plasticity=0.5)
+    kinds = {"Broad": Broad}
+    other, report = transfer(source, mlp(4, 5), known=kinds)
+    values = source.credit.get_submodule("wanted")()
+    found = other.credit.get_submodule("wanted")()
+    torch.testing.assert_close(found, values.mean().expand(5, 1), rtol=1e-14, atol=0)
+    assert [m.action for m in report.moved if m.what == "wanted"] == ["pooled"]
+    with pytest.raises(TransferError, match=r"wanted of credit is 5x1 .* 3x1"):
+        transfer(source, mlp(4, 5), policy="exact", known=kinds)
+
+
+@pytest.mark.parametrize("numbers", [
+    {"leak": 0.5, "nudge": 0.3},
+    {"leak": number(0.5), "nudge": 0.3},
+    {"leak": number(0.5), "nudge": number(0.3), "gain": number(1.0)},
+    {"leak": number(0.5), "nudge": number(0.3, "sigmoid")},
+    {"leak": number(0.5), "nudge": Coefficient(0.3, bound="exp", learned=False)},
+])  # fmt: skip
+def test_coefficients_that_the_credit_does_not_have_are_refused(numbers, tmp_path: Path) -> None:
+    """And those that it has and the file lacks, both ways, before anything changes."""
+    one, other = controlled(seed=1), controlled(seed=2, **numbers)
+    save_rule(one, tmp_path / "one")
+    save_rule(other, tmp_path / "other")
+    for target, file in ((one, "other"), (other, "one")):
+        before = learned(target)
+        with pytest.raises(RuleFileError, match="coefficients of its own"):
+            load_into(target, tmp_path / file)
+        assert same(learned(target), before)
+
+
+def _forgetful(content: dict) -> None:
+    content["own"].pop("leak")
+
+
+def _older(content: dict) -> None:
+    content.pop("own")
+
+
+@pytest.mark.parametrize("change", [_forgetful, _older])
+def test_a_file_whose_credit_lost_a_coefficient_is_refused(
+    change: Callable[[dict], None], tmp_path: Path
+) -> None:
+    save_rule(controlled(), tmp_path / "r")
+    damaged(tmp_path / "r", change)
+    with pytest.raises(RuleFileError, match="leak"):
+        transfer(tmp_path / "r", mlp(4, 6, 5, 3))
+
+
+def test_a_file_without_such_coefficients_needs_no_word_of_them(tmp_path: Path) -> None:
+    """As those written before there were any."""
+    source = learner("neuron")
+    save_rule(source, tmp_path / "r")
+    damaged(tmp_path / "r", _older)
+    other, _ = transfer(tmp_path / "r", mlp(4, 6, 5, 3))
+    assert same(learned(other), learned(source))
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 1)])
+def test_a_credits_coefficient_without_two_dimensions_is_refused(shape: tuple[int, ...]) -> None:
+    found = learned_rule(controlled())
+    own = {**found.own, "leak": CreditCoefficient(torch.zeros(shape), "exp")}
+    with pytest.raises(RuleFileError, match="leak"):
+        replace(found, own=own)

@@ -12,9 +12,15 @@ from torch import Tensor
 
 from metaplastic.control import Chain, Constants, Goal, Units, newton
 from metaplastic.control.simulate import advance, begin
+from metaplastic.credit import FeedbackControl
 from metaplastic.learner import Learner
 from metaplastic.networks import LayeredNetwork
+from metaplastic.rules import Delta
 from metaplastic.signals import Teacher
+from studies.reproduce.base import Setup
+from studies.reproduce.control import mlp
+from studies.reproduce.dfc import CONTROLLER, NUDGE, PAPER
+from tasks.images import load_images
 
 RESIDUAL = 1e-9
 """Of the control error against leak times control, relative to the error without control, where
@@ -56,7 +62,7 @@ def compare(
     network = learner.network
     assert isinstance(network, LayeredNetwork)
     weights = learner.start(len(x))["weights"]
-    chain, still = Chain.of(network, weights, x)
+    chain, still = Chain.of(network, weights, network.features(x))
     feedback = tuple(weights[name] for name in learner.credit.groups())
     error = Teacher(learner.objective, learner.encode(y, x.shape[:1])).error(still.output)
     goal = Goal(still.output + nudge * error)
@@ -72,10 +78,11 @@ def compare(
     apart = torch.linalg.vector_norm(found - simulated, dim=-1)
     seconds = [(_timed(solve), _timed(simulate)) for _ in range(repeats)]
     return Comparison(
-        float((apart / torch.linalg.vector_norm(simulated, dim=-1)).max()),
-        steps,
-        *(statistics.median(times) for times in zip(*seconds, strict=True)),
-        statistics.median(a / b for a, b in seconds),
+        difference=float((apart / torch.linalg.vector_norm(simulated, dim=-1)).max()),
+        steps=steps,
+        newton=statistics.median(a for a, _ in seconds),
+        simulation=statistics.median(b for _, b in seconds),
+        ratio=statistics.median(a / b for a, b in seconds),
     )
 
 
@@ -102,3 +109,27 @@ def _timed(function: Callable[[], object]) -> float:
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
+
+
+def main() -> None:
+    """``python -m studies.reproduce.newton``: on a batch of digits, in the network and under the
+    constants of ``reproduce dfc``.
+    """
+    torch.set_num_threads(1)
+    setup = Setup((1, 28, 28), 10, 0, PAPER.sizes["acceptance"], {})
+    options = {**CONTROLLER, "dt": 0.02}
+    learner = Learner(mlp(setup), FeedbackControl("steady"), Delta(1.0, derivative=False)).double()
+    digits = load_images("mnist").train
+    x, y = digits.x[: setup.sizes.batch].double(), digits.y[: setup.sizes.batch]
+    print(f"{'nudge':>8} {'apart':>9} {'Newton':>9} {'simulation':>16} {'ratio':>7}")
+    for nudge in (NUDGE, 0.1, 1.0):
+        found = compare(learner, x, y, nudge=nudge, **options)
+        steps = f"{found.steps} steps, {found.simulation:.2f} s"
+        print(
+            f"{nudge:8.2g} {found.difference:9.1e} {found.newton:7.3f} s {steps:>16} "
+            f"{found.ratio:7.4f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""Published experiments, run again: ``python -m studies reproduce PAPER``."""
+
+from __future__ import annotations
+
+from metaplastic.errors import UnknownNameError
+from studies.reproduce import dfc, strong_dfc
+from studies.reproduce.base import Paper
+
+PAPERS: dict[str, Paper] = {paper.name: paper for paper in (dfc.PAPER, strong_dfc.PAPER)}
+"""Every paper; a new one is one file and one name here."""
+
+
+def paper_of(name: str) -> Paper:
+    """The paper of a name; UnknownNameError suggests the nearest."""
+    if name not in PAPERS:
+        raise UnknownNameError("paper", name, PAPERS)
+    return PAPERS[name]

@@ -1,0 +1,181 @@
+"""What a paper to reproduce is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from metaplastic.errors import ConfigurationError, UnknownNameError
+from metaplastic.learner import Learner
+from metaplastic.seeds import streams
+from studies.presets import PRESETS
+from studies.reproduce.training import Phase, Probe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from studies.reproduce.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large a reproduction is."""
+
+    images: int
+    """Training images."""
+    epochs: int
+    seeds: tuple[int, ...]
+    test: int = 10_000
+    """Test images."""
+    validation: int = 5000
+    batch: int = 128
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A learner and how it is trained."""
+
+    learner: Learner
+    phases: Sequence[Phase]
+    """What an epoch is made of."""
+    before: Sequence[Phase] = ()
+    """What comes once, before the first epoch."""
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    """What is measured after every epoch, and before the training, by name."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method is built from."""
+
+    shape: tuple[int, ...]
+    """Of one image."""
+    classes: int
+    seed: int
+    sizes: Sizes
+    options: Mapping[str, Any]
+    level: float | None = None
+    """The value of the sweep, None outside of one."""
+
+    def generator(self, name: str) -> torch.Generator:
+        """One of the streams of the seed, see ``metaplastic.seeds``; methods of one seed share
+        their first weights.
+        """
+        return streams(self.seed)[name]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table."""
+
+    name: str
+    about: str
+    build: Callable[[Setup], Trainee]
+    """At the top of a module."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Its numbers, for the record and for ``build``; JSON has them."""
+    published: float | None = None
+    """Test accuracy in per cent that the paper or its code reports at the full size."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Some methods again at several levels of one thing, each trained from the start."""
+
+    name: str
+    label: str
+    """Of the axis."""
+    methods: tuple[Method, ...]
+    """Their names differ from those of the table."""
+    levels: tuple[float, ...]
+    """From 0, with which the others are compared."""
+    sizes: Sizes
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One kind of picture, ``NAME.png``."""
+
+    name: str
+    caption: str
+    draw: Callable[[Sequence[Outcome]], Figure | None]
+    """None where there is nothing to show."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One paper; a new one is one file and one name in ``PAPERS``."""
+
+    name: str
+    title: str
+    source: str
+    """Authors and year."""
+    about: str
+    data: str
+    """See ``tasks.load_images``."""
+    methods: Callable[[str], Sequence[Method]]
+    """Every method at a preset."""
+    sizes: Mapping[str, Sizes]
+    """By preset."""
+    pictures: Sequence[Picture]
+    reference: str = "bp"
+    """The method that the others are compared with, seed by seed."""
+    published_note: str = ""
+    """Where the published numbers are from."""
+    sweep: Callable[[str], Sweep | None] = lambda preset: None
+    """By preset."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is to be run of a paper."""
+
+    methods: tuple[Method, ...]
+    sweep: Sweep | None
+
+
+def chosen(paper: Paper, preset: str, names: Sequence[str] | None) -> Chosen:
+    """The methods of these names, in the paper's order; all where none is named.
+
+    Raises UnknownNameError for a preset or method that there is not.
+    """
+    if preset not in PRESETS:
+        raise UnknownNameError("preset", preset, PRESETS)
+    methods, sweep = paper.methods(preset), paper.sweep(preset)
+    swept = () if sweep is None else sweep.methods
+    for name in names or ():
+        known = [method.name for method in (*methods, *swept)]
+        if name not in known:
+            raise UnknownNameError(f"method of {paper.name}", name, known)
+
+    def named(some: Sequence[Method]) -> tuple[Method, ...]:
+        return tuple(method for method in some if not names or method.name in names)
+
+    kept = named(swept)
+    return Chosen(named(methods), replace(sweep, methods=kept) if sweep and kept else None)
+
+
+def resized(
+    sizes: Sizes, images: int | None, epochs: int | None, seeds: Sequence[int] | None
+) -> Sizes:
+    """With what the user asks for instead.
+
+    Raises ConfigurationError for counts below 1, fewer images than a batch, and seeds below 0.
+    """
+    own = replace(
+        sizes,
+        images=sizes.images if images is None else images,
+        epochs=sizes.epochs if epochs is None else epochs,
+        seeds=sizes.seeds if seeds is None else tuple(dict.fromkeys(seeds)),
+    )
+    if own.epochs < 1 or own.images < own.batch:
+        raise ConfigurationError(
+            f"--epochs counts from 1 and --images from {own.batch}, one batch; got {own.epochs} "
+            f"and {own.images}."
+        )
+    if not own.seeds or min(own.seeds) < 0:
+        raise ConfigurationError(f"seeds are from 0, and at least one; got {list(own.seeds)}.")
+    return own

@@ -1,0 +1,59 @@
+"""The page about reproductions: its paper trains, and its commands are ones that there are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from studies.cli import make_parser
+from studies.reproduce import PAPERS
+from studies.reproduce.base import Sizes, chosen
+from studies.reproduce.jobs import make_jobs, work
+from tasks.images import Images, Part
+from tests.helpers import page_examples
+from tools.check_wheel import ROOT
+
+PAGE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+
+
+def made_up(name: str, *, images: int, device: str) -> Images:
+    """Ten classes of images that differ in one bright row."""
+    g = torch.Generator().manual_seed(0)
+
+    def part(count: int) -> Part:
+        y = torch.arange(count) % 10
+        x = 0.1 * torch.randn(count, 1, 28, 28, generator=g)
+        x[torch.arange(count), 0, 2 * y] += 1
+        return Part(x, y)
+
+    return Images(name, part(images), part(50), part(50), 10)
+
+
+def test_the_example_paper_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ((section, code),) = page_examples("reproduce.md")
+    assert section == "Adding a paper"
+    names: dict = {"__name__": "page"}
+    exec(compile(code, "docs/reproduce.md", "exec"), names)
+    monkeypatch.setattr("studies.reproduce.jobs.load_images", made_up)
+    sizes = Sizes(images=256, epochs=3, seeds=(0,), batch=16)
+    paper = replace(names["PAPER"], sizes={"smoke": sizes})
+    ((_, job),) = make_jobs("mnist", chosen(paper, "smoke", None), sizes, tmp_path, "cpu").items()
+    outcome = work(job, lambda status: None)
+    assert outcome.accuracy is not None
+    assert outcome.accuracy > 0.9
+
+
+def test_the_commands_and_the_papers_are_ones_that_there_are() -> None:
+    blocks = re.findall(r"^```shell\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    commands = [line for line in "".join(blocks).splitlines() if line]
+    assert len(commands) == 4
+    for command in commands:
+        parsed = make_parser().parse_args(shlex.split(command)[3:])
+        wanted = None if parsed.methods is None else parsed.methods.split(",")
+        chosen(PAPERS[parsed.paper], parsed.preset, wanted)
+    assert re.findall(r"^\| `([a-z-]+)` \|", PAGE, re.MULTILINE) == list(PAPERS)
