@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from metaplastic import Delta, InputModulation, LayeredNetwork
 from tests.helpers import deviation, heard, normal
@@ -21,11 +22,10 @@ PER_POSITION = {"*": Delta(1.0, derivative=False, reduction="positions")}
 @pytest.mark.parametrize("options", [{}, {"variant": "hebbian"}, {"keep": 0.6}])
 def test_pepita_t11_a_kernel_as_large_as_the_image_is_a_linear_layer(options: dict) -> None:
     dense = chain(24, 5, 4)
-    wide = nn.Sequential(
-        nn.Conv2d(2, 5, (3, 4), bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(5, 4, bias=False)
-    ).double()
-    wide[0].weight.data = dense[0].weight.data.reshape(5, 2, 3, 4)
-    wide[3].weight.data = dense[2].weight.data
+    kernel, last = nn.Conv2d(2, 5, (3, 4), bias=False), nn.Linear(5, 4, bias=False)
+    first, second = (weight.data for weight in dense.parameters())
+    kernel.weight.data, last.weight.data = first.reshape(5, 2, 3, 4), second
+    wide = nn.Sequential(kernel, nn.ReLU(), nn.Flatten(), last)
     x, y = normal(3, 2, 3, 4), torch.tensor([1, 3, 0])
     wanted = field(made(InputModulation(scale=9.0, **options), dense), x.flatten(1), y)
     network = LayeredNetwork(wide, input_shape=(2, 3, 4))
@@ -68,7 +68,7 @@ def test_pepita_t11_the_published_convolution_by_loops(keep: float) -> None:
         ]
         by_loops[o, i, u, v] = math.fsum(terms) / (3 * POSITIONS)
     assert deviation(found["layer0_weight"], by_loops.flatten(1)) < 1e-12
-    grad = torch.nn.grad.conv2d_weight(modulated, kernel.shape, (g - h) / (3 * POSITIONS))
+    grad = conv2d_weight(modulated, kernel.shape, (g - h) / (3 * POSITIONS))
     assert deviation(found["layer0_weight"], grad.flatten(1)) < 1e-10
     assert deviation(found["layer1_weight"], (target - answer).mT @ below / 3) < 1e-12
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metaplastic import InputModulation, LayeredNetwork, Learner
 from metaplastic.errors import DivergenceError
 from tests.helpers import seeded
-from tests.pepita.parts import FLAT, X, Y, chain, cosine, made, projected
+from tests.pepita.parts import FLAT, X, Y, cosine, made, projected
 
 BATCH, RATE = 64, 0.1
 
@@ -90,6 +90,7 @@ def test_pepita_t08_momentum_adds_up() -> None:
     optimiser.step()
     for name, start in before.items():
         parameter = model.network.parameter(name)
+        assert parameter.grad is not None
         wanted = start - 0.01 * 2.9 * parameter.grad
         assert float((parameter - wanted).detach().abs().max()) < 1e-15
 
@@ -107,7 +108,6 @@ def test_pepita_t08_the_rate_decays_at_given_epochs() -> None:
     assert [rates[i] for i in (59, 60, 90)] == pytest.approx([RATE, 0.1 * RATE, 0.01 * RATE])
 
 
-@pytest.mark.slow
 def test_pepita_t09_the_hidden_layer_learns() -> None:
     """A narrow network whose random hidden layer is not enough, 5 seeds."""
     found, frozen = [], []
@@ -119,26 +119,22 @@ def test_pepita_t09_the_hidden_layer_learns() -> None:
         frozen.append(accuracy(still, data))
         with torch.no_grad():
             assert bool(nn.functional.cross_entropy(model(data.x), data.y).isfinite())
-    print(found, frozen)
     assert min(found) > 0.3
     assert sum(found) / 5 - sum(frozen) / 5 > 0.15
 
 
-@pytest.mark.slow
 def test_pepita_t09_a_strong_projection_diverges_and_is_told() -> None:
     data, model = toy(0, 4000), learner(InputModulation(scale=10.0), FLAT, 0, 16)
     with pytest.raises(DivergenceError):
         train(model, data, 40, 0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1, -1])
 def test_pepita_t10_the_network_aligns_or_anti_aligns_with_its_feedback(sign: int) -> None:
     alignment = []
     for seed in range(3):
         model, data, before = trained(seed, sign)
         after = angle(model)
-        print(sign, before, after)
         assert abs(before - 90) < 4
         assert after > 97 if sign == 1 else after < 83
         assert isinstance(model.network, LayeredNetwork)
@@ -146,16 +142,4 @@ def test_pepita_t10_the_network_aligns_or_anti_aligns_with_its_feedback(sign: in
         (gradient,) = torch.autograd.grad(loss, [model.network.parameter("layer0_weight")])
         model.assign_grads(data.x, data.y)
         alignment.append(cosine(model.network.parameter("layer0_weight").grad, gradient))
-    print(alignment)
     assert sum(alignment) / 3 > 0.15
-
-
-def test_feedback_reaches_deep_networks_too() -> None:
-    """A few steps lower the loss."""
-    model = made(InputModulation(scale=5.0, sign=-1), chain(6, 8, 8, 4))
-    optimiser = torch.optim.SGD(model.network.parameters(), lr=RATE, momentum=0.9)
-    first = last = float(model.assign_grads(X, Y).mean())
-    for _ in range(50):
-        last = float(model.assign_grads(X, Y).mean())
-        optimiser.step()
-    assert last < 0.5 * first

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from metaplastic import Backprop, CreditAssignment, Delta, InputModulation, Learner
 from metaplastic.credit.forward_passes import check_precision
 from metaplastic.errors import ConfigurationError
-from tests.helpers import deviation, normal
+from tests.helpers import deviation, normal, presentation
 from tests.pepita.parts import FLAT, chain, field, made
 
 
@@ -117,7 +117,6 @@ def test_streaming_needs_less_memory_than_plain_and_backprop() -> None:
     lean = peak(InputModulation(streaming=True), depth, flat)
     plain = peak(InputModulation(), depth, flat)
     backprop = peak(Backprop(), depth, Delta(0.1))
-    print(lean, plain, backprop)
     assert lean < 0.9 * plain
     assert lean < 0.9 * backprop
 
@@ -131,12 +130,9 @@ def test_a_lean_presentation_keeps_two_layers(options: dict) -> None:
         x, y = normal(256, 16), torch.arange(256) % 4
         with torch.no_grad():
             state = made_of.start(256)
-            from tests.helpers import presentation
-
             given = presentation(made_of, x, y)
             with LiveBytes() as live:
                 made_of.step(state, given)
         grows.append(live.peak)
-    print(grows)
     layer = 256 * 16 * 8
     assert grows[1] - grows[0] < 16 * 2 * 16 * 16 * 8 + layer

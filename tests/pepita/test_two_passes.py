@@ -105,6 +105,26 @@ def test_pepita_t02_one_layer_is_the_delta_rule_at_the_modulated_input() -> None
     assert deviation(found, error.mT @ modulated / 5) < 1e-13
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pepita_t02_biases_have_a_presynaptic_unit_of_1(streaming: bool) -> None:
+    network = mlp(*SIZES, activation=nn.ReLU)
+    learner = made(InputModulation(scale=20.0, streaming=streaming), network)
+    found, target = field(learner), torch.eye(4).double()[Y]
+    w = [p.detach() for p in network.parameters()]
+
+    def run(x: Tensor) -> list[Tensor]:
+        h = (x @ w[0].mT + w[1]).relu()
+        g = (h @ w[2].mT + w[3]).relu()
+        return [x, h, g, (g @ w[4].mT + w[5]).softmax(-1)]
+
+    clean = run(X)
+    moved = run(X + (clean[-1] - target) @ projected(learner).mT)
+    for i in range(3):
+        error = target - moved[-1] if i == 2 else moved[i + 1] - clean[i + 1]
+        assert deviation(found[f"layer{i}_bias"], error.mean(0)[:, None]) < 1e-12
+        assert deviation(found[f"layer{i}_weight"], error.mT @ moved[i] / 5) < 1e-12
+
+
 def test_pepita_t03_a_layer_reads_four_activities() -> None:
     """Its change is a function of what it hears, whatever the other weights and its own are."""
     learner = made(InputModulation(scale=5.0, keep=0.8))
@@ -115,6 +135,7 @@ def test_pepita_t03_a_layer_reads_four_activities() -> None:
     weights = other.start()["weights"]
     for name in HIDDEN:
         rule, s = learner.rules[name], seen[name]
+        assert isinstance(rule, Delta)
         assert (s.kind, s.modulator, s.pre_teaching, s.gain) == ("target", None, None, None)
         change, _ = rule.update(weights[name], s, {}, learner.start()["coefficients"][name])
         assert torch.equal(change.detach(), wanted[name])
@@ -150,11 +171,12 @@ def test_pepita_t03_no_slope_is_evaluated() -> None:
 
 
 def test_pepita_t04_without_projection_only_the_delta_rule_is_left() -> None:
-    learner = set_projection(made(InputModulation()), torch.zeros(6, 4))
+    network = chain()
+    learner = set_projection(made(InputModulation(), network), torch.zeros(6, 4))
     found = field(learner)
     assert all(not found[name].any() for name in HIDDEN)
-    loss = nn.functional.cross_entropy(learner.network.body(X), Y)  # type: ignore[operator]
-    (gradient,) = torch.autograd.grad(loss, [learner.network.parameter("layer2_weight")])
+    loss = nn.functional.cross_entropy(network(X), Y)
+    (gradient,) = torch.autograd.grad(loss, list(network.parameters())[-1:])
     assert deviation(found["layer2_weight"], -gradient) < 1e-10
 
 

@@ -186,6 +186,21 @@ def test_mirrors_are_those_of_the_weight_mirror() -> None:
             assert torch.equal(getattr(mine[name], part), getattr(wanted[name], part))
 
 
+def test_masks_come_before_the_mirrors_noise() -> None:
+    own = made(InputModulation(feedback="mirror", keep=0.5), rules=MIRRORED)
+    given = shown(own, X, Y)
+    assert given.noise is not None
+    masks, noise = given.noise.split([5 + 7, 6 + 5 + 7], -1)
+    assert 0 <= float(masks.min()) < float(masks.max()) < 1
+    assert float(noise.min()) < 0 < float(noise.abs().max()) < 0.5
+    told = heard(own, given)
+    assert torch.equal(told["layer0_feedback"].pre, noise[:, :6])
+    assert torch.equal(told["layer2_feedback"].pre, noise[:, 11:])
+    dropped = masks[:, :5] >= 0.5
+    assert bool(dropped.any())
+    assert not told["layer0_weight"].post[dropped].any()
+
+
 def test_meta_learned_projections_are_parameters() -> None:
     for feedback, count in (("projection", 1), ("factors", 3), ("mirror", 3)):
         learner = made(InputModulation("learned", feedback=feedback))
