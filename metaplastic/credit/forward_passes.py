@@ -60,10 +60,7 @@ class ForwardPasses:
     def step(self, layer: Layer, x: Tensor) -> Passed:
         """One layer on the input of its synapses, (B, *)."""
         pre = layer.unfold(x)
-        potential = pre @ self.weights[f"{layer.name}_weight"].mT
-        bias = self.weights.get(f"{layer.name}_bias")
-        if bias is not None:
-            potential = potential + bias.mT
+        potential = layer.potential(pre, self.weights)
         active = layer.activation(potential)
         mask = self.dropout.mask(layer)
         post = active if mask is None else active * mask

@@ -62,6 +62,12 @@ class Layer:
         slope = SLOPES[type(self.activation)]
         return slope(self.activation, activity.potential, activity.post)
 
+    def potential(self, pre: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        """(N, n_out) what its synapses make of presynaptic activity (N, n_in)."""
+        potential = pre @ weights[f"{self.name}_weight"].mT
+        bias = weights.get(f"{self.name}_bias")
+        return potential if bias is None else potential + bias.mT
+
     def unfold(self, x: Tensor) -> Tensor:
         """Unit view of the input (B, *) -> synapse view (N, n_in)."""
         if isinstance(self.synapses, nn.Linear):

@@ -167,24 +167,18 @@ class LayeredNetwork(Network):
         """One forward pass: output (B, K) and the activity of every layer."""
         x, activities = features, []
         for layer in self.layers:
-            pre = layer.unfold(x)
-            potential = pre @ weights[f"{layer.name}_weight"].mT
-            bias = weights.get(f"{layer.name}_bias")
-            if bias is not None:
-                potential = potential + bias.mT
-            post = layer.activation(potential)
-            path = [layer.to_units(post)]
-            for step in layer.transforms:
-                path.append(step(path[-1]))
-            activities.append(LayerActivity(pre, potential, post, tuple(path)))
-            x = path[-1]
+            activities.append(_through(layer, x, weights))
+            x = activities[-1].path[-1]
         return x, tuple(activities)
 
     def forward(
         self, features: Tensor, weights: dict[str, Tensor], state: State | None = None
     ) -> Tensor:
         del state
-        return self.run(features, weights)[0]
+        x = features
+        for layer in self.layers:  # no activity is kept
+            x = _through(layer, x, weights).path[-1]
+        return x
 
     provides = frozenset({"gain"})
 
@@ -257,6 +251,16 @@ class LayeredNetwork(Network):
 
     def _all(self) -> Iterator[SynapseGroup]:
         return iter(self.groups().values())
+
+
+def _through(layer: Layer, x: Tensor, weights: dict[str, Tensor]) -> LayerActivity:
+    pre = layer.unfold(x)
+    potential = layer.potential(pre, weights)
+    post = layer.activation(potential)
+    path = [layer.to_units(post)]
+    for step in layer.transforms:
+        path.append(step(path[-1]))
+    return LayerActivity(pre, potential, post, tuple(path))
 
 
 def _opened(layers: nn.Sequential) -> Iterator[nn.Module]:
