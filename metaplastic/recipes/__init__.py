@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from metaplastic.errors import UnknownNameError
-from metaplastic.recipes import alignment, control, families, flp, gradient
+from metaplastic.recipes import alignment, control, families, flp, gradient, modulation
 from metaplastic.recipes.base import DeltaOptions as DeltaOptions
 from metaplastic.recipes.base import Options as Options
 from metaplastic.recipes.base import Recipe as Recipe
 from metaplastic.recipes.flp import FLPOptions as FLPOptions
 
-_FILES = (flp, gradient, alignment, control, families)
+_FILES = (flp, gradient, alignment, control, modulation, families)
 
 RECIPES: dict[str, Recipe] = {known.name: known for file in _FILES for known in file.RECIPES}
 """Every named learner."""

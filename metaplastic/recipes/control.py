@@ -68,6 +68,7 @@ class StrongOptions(ControlOptions):
     """Strong deep feedback control (Meulemans et al. 2022)."""
 
     iterations: int = 8
+    halvings: int = 2
     probability: float = 0.99
     """Of the right class, under CrossEntropy."""
 
@@ -104,8 +105,24 @@ def _number(value: float, learned: bool) -> float | Coefficient:
 
 _SPACE: Space = {**DELTA, "feedback_rate": Log(1e-4, 0.1), "leak": Log(0.03, 10.0)}
 
+# Options that are given: python -m studies search --task glyphs-continual --learner NAME
+#     --preset quick --trials 16 --seed 1000
 RECIPES = (
-    Recipe("dfc", "learned feedback control x delta", _dfc, NudgingOptions(), space=_SPACE),
+    Recipe(
+        "dfc",
+        "learned feedback control x delta",
+        _dfc,
+        NudgingOptions(
+            initial_rate=4.2e-3,
+            feedback_rate=9.2e-3,
+            control_rate=0.053,
+            clip=0.71,
+            rate=0.029,
+            leak=1.5,
+        ),
+        space=_SPACE,
+        tuned_on="glyphs",
+    ),
     Recipe(
         "strong-dfc",
         "learned feedback control to the label x delta",
