@@ -107,7 +107,12 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
     ),
     # Set by hand. Fewer Newton steps than on classes are enough here.
     ("sinusoid", "strong-dfc"): _sinusoids(
-        initial_rate=0.01, feedback_rate=0.01, control_rate=0.01, clip=1.0, iterations=5
+        initial_rate=0.01,
+        feedback_rate=0.01,
+        control_rate=0.01,
+        clip=1.0,
+        iterations=5,
+        halvings=1,
     ),
     ("sinusoid", "flp"): _sinusoids(
         initial_rate=0.02, feedback_rate=0.03, plasticity_rate=0.03, mix=0.9, clip=1.0

@@ -21,8 +21,9 @@ from tools.check_wheel import ROOT
 PAGE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
 
 
-def made_up(name: str, *, images: int, device: str) -> Images:
+def made_up(name: str, *, images: int, scaling: str, device: str) -> Images:
     """Ten classes of images that differ in one bright row."""
+    del scaling, device
     g = torch.Generator().manual_seed(0)
 
     def part(count: int) -> Part:
@@ -41,8 +42,8 @@ def test_the_example_paper_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(compile(code, "docs/reproduce.md", "exec"), names)
     monkeypatch.setattr("studies.reproduce.jobs.load_images", made_up)
     sizes = Sizes(images=256, epochs=3, seeds=(0,), batch=16)
-    paper = replace(names["PAPER"], sizes={"smoke": sizes})
-    ((_, job),) = make_jobs("mnist", chosen(paper, "smoke", None), sizes, tmp_path, "cpu").items()
+    wanted = {n: replace(o, sizes=sizes) for n, o in chosen(names["PAPER"], "smoke").items()}
+    ((_, job),) = make_jobs(wanted, tmp_path, "cpu").items()
     outcome = work(job, lambda status: None)
     assert outcome.accuracy is not None
     assert outcome.accuracy > 0.9
@@ -51,9 +52,10 @@ def test_the_example_paper_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_commands_and_the_papers_are_ones_that_there_are() -> None:
     blocks = re.findall(r"^```shell\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     commands = [line for line in "".join(blocks).splitlines() if line]
-    assert len(commands) == 4
+    assert len(commands) == 6
     for command in commands:
         parsed = make_parser().parse_args(shlex.split(command)[3:])
         wanted = None if parsed.methods is None else parsed.methods.split(",")
-        chosen(PAPERS[parsed.paper], parsed.preset, wanted)
+        parts = None if parsed.parts is None else parsed.parts.split(",")
+        chosen(PAPERS[parsed.paper], parsed.preset, wanted, parts)
     assert re.findall(r"^\| `([a-z-]+)` \|", PAGE, re.MULTILINE) == list(PAPERS)

@@ -13,6 +13,7 @@ from metaplastic.learner import Learner
 from metaplastic.seeds import streams
 from studies.presets import PRESETS
 from studies.reproduce.training import Phase, Probe
+from tasks.images import Scaling
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,6 +80,8 @@ class Method:
     """Its numbers, for the record and for ``build``; JSON has them."""
     published: float | None = None
     """Test accuracy in per cent that the paper or its code reports at the full size."""
+    published_epochs: Mapping[int, float] = field(default_factory=dict)
+    """The same after some epochs."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,24 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class PaperPart:
+    """One data set and the methods that are compared on it: one table, and pictures of its own."""
+
+    data: str
+    """See ``tasks.load_images``."""
+    methods: Callable[[str], Sequence[Method]]
+    """Every method at a preset."""
+    sizes: Mapping[str, Sizes]
+    """By preset; at others the part is left out."""
+    reference: str = "bp"
+    """The method that the others are compared with, seed by seed."""
+    sweep: Callable[[str], Sweep | None] = lambda preset: None
+    """By preset."""
+    scaling: Scaling = "standard"
+    """Of the pixels, see ``tasks.load_images``."""
+
+
+@dataclass(frozen=True)
 class Paper:
     """One paper; a new one is one file and one name in ``PAPERS``."""
 
@@ -114,48 +135,70 @@ class Paper:
     source: str
     """Authors and year."""
     about: str
-    data: str
-    """See ``tasks.load_images``."""
-    methods: Callable[[str], Sequence[Method]]
-    """Every method at a preset."""
-    sizes: Mapping[str, Sizes]
-    """By preset."""
+    parts: Mapping[str, PaperPart]
+    """By what stands as the task in ``result.json``."""
     pictures: Sequence[Picture]
-    reference: str = "bp"
-    """The method that the others are compared with, seed by seed."""
+    """Of each part."""
     published_note: str = ""
     """Where the published numbers are from."""
-    sweep: Callable[[str], Sweep | None] = lambda preset: None
-    """By preset."""
+    shown_epochs: tuple[int, ...] = ()
+    """The epochs whose test accuracy stands in a table of its own."""
+    slowness: int | None = None
+    """The table has the slowness of the test curve up to this epoch."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is to be run of a paper."""
+    """What is to be run of a part."""
 
+    part: PaperPart
+    sizes: Sizes
     methods: tuple[Method, ...]
     sweep: Sweep | None
 
+    @property
+    def every(self) -> tuple[Method, ...]:
+        """Those of the table and of the sweep."""
+        return (*self.methods, *(self.sweep.methods if self.sweep else ()))
 
-def chosen(paper: Paper, preset: str, names: Sequence[str] | None) -> Chosen:
-    """The methods of these names, in the paper's order; all where none is named.
 
-    Raises UnknownNameError for a preset or method that there is not.
+def chosen(
+    paper: Paper,
+    preset: str,
+    names: Sequence[str] | None = None,
+    parts: Sequence[str] | None = None,
+) -> dict[str, Chosen]:
+    """The methods of these names in these parts, in the paper's order; all where none is named, and
+    no part where none of them is.
+
+    Raises UnknownNameError for a preset, part or method that there is not.
     """
     if preset not in PRESETS:
         raise UnknownNameError("preset", preset, PRESETS)
-    methods, sweep = paper.methods(preset), paper.sweep(preset)
-    swept = () if sweep is None else sweep.methods
-    for name in names or ():
-        known = [method.name for method in (*methods, *swept)]
+    known = {name: part for name, part in paper.parts.items() if preset in part.sizes}
+    for name in parts or ():
         if name not in known:
-            raise UnknownNameError(f"method of {paper.name}", name, known)
+            raise UnknownNameError(f"part of {paper.name} at --preset {preset}", name, known)
+    found = {
+        name: Chosen(part, part.sizes[preset], tuple(part.methods(preset)), part.sweep(preset))
+        for name, part in known.items()
+        if not parts or name in parts
+    }
+    methods = [method.name for one in found.values() for method in one.every]
+    for name in names or ():
+        if name not in methods:
+            raise UnknownNameError(f"method of {paper.name}", name, dict.fromkeys(methods))
+    named = {name: _named(one, names) for name, one in found.items()}
+    return {name: one for name, one in named.items() if one.every}
 
-    def named(some: Sequence[Method]) -> tuple[Method, ...]:
+
+def _named(whole: Chosen, names: Sequence[str] | None) -> Chosen:
+    def keep(some: Sequence[Method]) -> tuple[Method, ...]:
         return tuple(method for method in some if not names or method.name in names)
 
-    kept = named(swept)
-    return Chosen(named(methods), replace(sweep, methods=kept) if sweep and kept else None)
+    kept = () if whole.sweep is None else keep(whole.sweep.methods)
+    sweep = replace(whole.sweep, methods=kept) if whole.sweep and kept else None
+    return replace(whole, methods=keep(whole.methods), sweep=sweep)
 
 
 def resized(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaplastic.credit import FeedbackControl
-from studies.reproduce.base import Method, Paper, Setup, Sizes, Trainee
+from studies.reproduce.base import Method, Paper, PaperPart, Setup, Sizes, Trainee
 from studies.reproduce.control import backprop, controlled, direct_feedback, xavier_scale
 from studies.reproduce.figures import CONTROL_PICTURES
 
@@ -107,13 +107,17 @@ PAPER = Paper(
     title="Credit assignment through deep feedback control",
     source="Meulemans et al. 2021",
     about="deep feedback control on MNIST, with fixed and with learned feedback",
-    data="mnist",
-    methods=methods,
-    sizes={
-        "smoke": Sizes(images=256, epochs=2, seeds=(0, 1), test=1000, validation=500),
-        "quick": Sizes(images=5000, epochs=3, seeds=(0, 1)),
-        "acceptance": Sizes(images=20_000, epochs=10, seeds=(0, 1, 2)),
-        "full": Sizes(images=55_000, epochs=100, seeds=(0, 1, 2, 3, 4)),
+    parts={
+        "mnist": PaperPart(
+            data="mnist",
+            methods=methods,
+            sizes={
+                "smoke": Sizes(images=256, epochs=2, seeds=(0, 1), test=1000, validation=500),
+                "quick": Sizes(images=5000, epochs=3, seeds=(0, 1)),
+                "acceptance": Sizes(images=20_000, epochs=10, seeds=(0, 1, 2)),
+                "full": Sizes(images=55_000, epochs=100, seeds=(0, 1, 2, 3, 4)),
+            },
+        )
     },
     pictures=CONTROL_PICTURES,
 )

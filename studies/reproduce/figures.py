@@ -34,7 +34,7 @@ def curve_figure(outcomes: Sequence[Outcome]) -> Figure | None:
 
 def condition_figure(outcomes: Sequence[Outcome]) -> Figure | None:
     """Row-space share of the feedback by epoch."""
-    return _probe_figure(
+    return probe_figure(
         outcomes, "row_space_share", "Share of the feedback in the row space of J", top=1.0
     )
 
@@ -106,15 +106,21 @@ def noise_figure(outcomes: Sequence[Outcome]) -> Figure | None:
     return figure
 
 
-def _probe_figure(
-    outcomes: Sequence[Outcome], probe: str, title: str, top: float | None
+def probe_figure(
+    outcomes: Sequence[Outcome],
+    probe: str,
+    title: str,
+    *,
+    bottom: float | None = 0.0,
+    top: float | None = None,
 ) -> Figure | None:
+    """A probe by epoch, from ``bottom`` to ``top``, None for where the lines end."""
     drawn = [o for o in outcomes if o.level is None and _known(o, probe)]
     if not drawn:
         return None
     figure, axes = _panel(title, width=7.2, height=4.0)
     ends, _ = _bands(axes, drawn, probe, _own(outcomes))
-    axes.set_ylim(0, top)
+    axes.set_ylim(bottom, top)
     end_labels(axes, ends)
     return figure
 

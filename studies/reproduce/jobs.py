@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from studies.reproduce.outcome import Outcome
 from studies.reproduce.training import Line, Training
 from studies.results import Result, finite, read_result
 from studies.status import Report
-from tasks.images import Images, load_images
+from tasks.images import Images, Scaling, load_images
 
 CONFIG = "config.json"
 CHECKPOINT = "checkpoint.pt"
@@ -28,7 +29,9 @@ CURVE = "curve.jsonl"
 class Job:
     """One training of one method."""
 
+    part: str
     data: str
+    scaling: Scaling
     method: Method
     sizes: Sizes
     seed: int
@@ -41,34 +44,32 @@ class Job:
         """All that decides its outcome."""
         sizes = {name: value for name, value in asdict(self.sizes).items() if name != "seeds"}
         about = {"method": self.method.name, "seed": self.seed, "level": self.level}
-        return finite({**about, "data": self.data, **sizes, "options": dict(self.method.options)})
+        images = {"part": self.part, "data": self.data, "scaling": self.scaling}
+        return finite({**about, **images, **sizes, "options": dict(self.method.options)})
 
 
-def make_jobs(data: str, wanted: Chosen, sizes: Sizes, out: Path, device: str) -> dict[str, Job]:
-    """Every job by the name of its folder: all methods with one seed after another, then the
-    sweep.
+def make_jobs(wanted: Mapping[str, Chosen], out: Path, device: str) -> dict[str, Job]:
+    """Every job by the name of its folder: part by part all methods with one seed after another,
+    then the sweep.
     """
-    found = {
-        f"{method.name}-{seed}": (method, sizes, seed, None)
-        for seed in sizes.seeds
-        for method in wanted.methods
-    }
-    if wanted.sweep is not None:
-        found |= {
-            f"{method.name}-{wanted.sweep.name}-{level:g}-{seed}": (
-                method,
-                wanted.sweep.sizes,
-                seed,
-                level,
-            )
-            for seed in wanted.sweep.sizes.seeds
-            for method in wanted.sweep.methods
-            for level in wanted.sweep.levels
+    jobs = {}
+    for part, chosen in wanted.items():
+        found = {
+            f"{part}-{method.name}-{seed}": (method, chosen.sizes, seed, None)
+            for seed in chosen.sizes.seeds
+            for method in chosen.methods
         }
-    return {
-        name: Job(data, method, size, seed, level, subrun(out, name), device)
-        for name, (method, size, seed, level) in found.items()
-    }
+        if (sweep := chosen.sweep) is not None:
+            found |= {
+                f"{part}-{m.name}-{sweep.name}-{level:g}-{seed}": (m, sweep.sizes, seed, level)
+                for seed in sweep.sizes.seeds
+                for m in sweep.methods
+                for level in sweep.levels
+            }
+        images = part, chosen.part.data, chosen.part.scaling
+        for name, setting in found.items():
+            jobs[name] = Job(*images, *setting, subrun(out, name), device)
+    return jobs
 
 
 def open_study(out: str | None, overwrite: bool, setting: dict[str, Any]) -> Path:
@@ -103,7 +104,7 @@ def work(job: Job, report: Report) -> Outcome:
     if ended is not None:
         return ended
     began, before = time.monotonic(), 0.0
-    images = read_images(job.data, job.sizes, job.device)
+    images = read_images(job.data, job.scaling, job.sizes, job.device)
     training = make_training(job, images)
     if (job.out / CHECKPOINT).is_file():
         extra = training.resume(job.out / CHECKPOINT)
@@ -121,12 +122,12 @@ def work(job: Job, report: Report) -> Outcome:
     except DivergenceError as reason:
         diverged = str(reason)
     seconds = before + time.monotonic() - began
-    outcome = Outcome(job.method.name, job.seed, job.level, finite(training.curve), diverged)
+    outcome = _outcome(job, finite(training.curve), diverged)
     result = Result(
         command="reproduce",
         config={"setting": job.setting, "curve": outcome.curve, "diverged": diverged},
         seeds=[job.seed],
-        rows=[outcome.row(job.data, job.sizes.epochs, len(images.test))],
+        rows=[outcome.row(job.sizes.epochs, len(images.test))],
         headline=f"{job.out.name}: {outcome.words}",
         seconds=seconds,
         device=torch.device(job.device),
@@ -135,11 +136,19 @@ def work(job: Job, report: Report) -> Outcome:
     return outcome
 
 
-def read_images(data: str, sizes: Sizes, device: str) -> Images:
+def read_images(data: str, scaling: Scaling, sizes: Sizes, device: str) -> Images:
     """The images of a job."""
-    read = load_images(data, images=sizes.images, device=device)
+    read = load_images(data, images=sizes.images, scaling=scaling, device=device)
     validation, test = read.validation.first(sizes.validation), read.test.first(sizes.test)
     return replace(read, validation=validation, test=test)
+
+
+def count_tests(wanted: Mapping[str, Chosen]) -> dict[str, int]:
+    """How many test images each data set has; reads as many images as are asked for of it."""
+    most: dict[str, int] = {}
+    for one in wanted.values():
+        most[one.part.data] = max(one.sizes.images, most.get(one.part.data, 0))
+    return {data: len(load_images(data, images=images).test) for data, images in most.items()}
 
 
 def make_training(job: Job, images: Images) -> Training:
@@ -171,7 +180,11 @@ def _ended(job: Job) -> Outcome | None:
     except DataError:
         return None  # not done yet, or interrupted while writing
     _check(config["setting"], job)
-    return Outcome(job.method.name, job.seed, job.level, config["curve"], config["diverged"])
+    return _outcome(job, config["curve"], config["diverged"])
+
+
+def _outcome(job: Job, curve: list[Line], diverged: str | None) -> Outcome:
+    return Outcome(job.part, job.method.name, job.seed, job.level, curve, diverged)
 
 
 def _check(kept: dict[str, Any], job: Job) -> None:

@@ -116,7 +116,7 @@ def main() -> None:
     constants of ``reproduce dfc``.
     """
     torch.set_num_threads(1)
-    setup = Setup((1, 28, 28), 10, 0, PAPER.sizes["acceptance"], {})
+    setup = Setup((1, 28, 28), 10, 0, PAPER.parts["mnist"].sizes["acceptance"], {})
     options = {**CONTROLLER, "dt": 0.02}
     learner = Learner(mlp(setup), FeedbackControl("steady"), Delta(1.0, derivative=False)).double()
     digits = load_images("mnist").train

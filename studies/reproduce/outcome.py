@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,17 @@ import numpy as np
 
 from studies.reproduce.training import Line
 
-CONDITION = "row_space_share"
-"""The probe that the table shows, from the start to the end."""
+CONDITION, BOUND = "row_space_share", "gain_bound"
+"""The probes that the table shows, from the start to the end, and that a note tells."""
+STABLE = 5
+"""About the largest gain bound at which simulations are stable."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One job that has ended."""
 
+    part: str
     method: str
     seed: int
     level: float | None
@@ -49,12 +52,12 @@ class Outcome:
         found = [line.get(name, line.get("probes", {}).get(name)) for line in self.curve]
         return [math.nan if value is None else float(value) for value in found]
 
-    def row(self, task: str, epochs: int, test: int) -> dict[str, Any]:
+    def row(self, epochs: int, test: int) -> dict[str, Any]:
         """Its row of ``result.json``."""
         best = self.best
         name = self.method if self.level is None else f"{self.method} at {self.level:g}"
         return {
-            "task": task,
+            "task": self.part,
             "learner": name,
             "metagradient": None,
             "seed": self.seed,
@@ -73,6 +76,7 @@ class Outcome:
 class Summary:
     """One method over its seeds; shares are 0..1, None is what there is not."""
 
+    part: str
     method: str
     seeds: int
     diverged: int
@@ -89,12 +93,32 @@ class Summary:
     """Share of the images shown while weights learn."""
     condition: tuple[float, float] | None
     """Row-space share of the feedback at the start and at the end."""
+    gain_bound: float | None
+    """The largest of any epoch and seed."""
+    slowness: float | None
+    """In epochs, mean over the seeds, where the paper asks for it."""
+
+    @property
+    def warning(self) -> str | None:
+        """What to say of a method with images without control."""
+        if not self.unconverged or self.gain_bound is None:
+            return None
+        return (
+            f"{self.method}: {100 * self.unconverged:.2g} % of the images shown were without "
+            f"control; its largest gain bound was {self.gain_bound:.2g}, and simulations are "
+            f"stable below about {STABLE}."
+        )
 
 
 def summarise(
-    outcomes: Sequence[Outcome], reference: str, published: dict[str, float | None]
+    outcomes: Sequence[Outcome],
+    reference: str,
+    published: Mapping[str, float | None],
+    slow: int | None = None,
 ) -> list[Summary]:
-    """One line for each method, in the order given; sweeps are left out."""
+    """One line for each method of one part, in the order given; sweeps are left out. ``slow`` is
+    the last epoch of what the slowness is fitted to, None for no such fit.
+    """
     plain = [o for o in outcomes if o.level is None]
     against = {o.seed: o.accuracy for o in plain if o.method == reference}
     found = []
@@ -108,30 +132,60 @@ def summarise(
         ]
         seconds = [line["seconds"] for o in own for line in o.curve[1:]]
         lost = [line["unconverged"] for o in own for line in o.curve[1:]]
+        bounds = [v for o in own for v in o.along(BOUND) if math.isfinite(v)]
+        fits = [slowness(o.along("test_accuracy")[1 : slow + 1]) for o in own] if slow else []
         shares = [o.along(CONDITION) for o in own if o.curve]
         ends = np.array([[s[0], s[-1]] for s in shares]) if shares else np.full((1, 2), np.nan)
         start, end = (float(v) for v in ends.mean(0))
         found.append(
             Summary(
+                part=own[0].part,
                 method=name,
                 seeds=len(own),
                 diverged=sum(o.diverged is not None for o in own),
-                accuracy=_mean(list(scores.values())),
-                std=_std(list(scores.values())),
-                difference=_mean(pairs),
-                difference_std=_std(pairs),
+                accuracy=mean(list(scores.values())),
+                std=std(list(scores.values())),
+                difference=mean(pairs),
+                difference_std=std(pairs),
                 published=published.get(name),
-                seconds=_mean(seconds),
-                unconverged=_mean(lost),
+                seconds=mean(seconds),
+                unconverged=mean(lost),
                 condition=None if math.isnan(start) else (start, end),
+                gain_bound=max(bounds, default=None),
+                slowness=mean([fit for fit in fits if fit is not None]),
             )
         )
     return found
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def slowness(accuracy: Sequence[float]) -> float | None:
+    """Epochs s to half of a_max in the least-squares fit a(t) = a_max t / (s + t) to the accuracy
+    after epochs t = 1, 2, .. (Dellaferrera & Kreiman 2022). The fit is 0 at t = 0, so that the
+    chance level there would not move it. None for fewer than three epochs; at most 1000.
+    """
+    wanted = np.asarray(accuracy, dtype=float)
+    if len(wanted) < 3 or not np.isfinite(wanted).all():
+        return None
+    epochs = np.arange(1, len(wanted) + 1)
+
+    def misfit(s: float) -> float:
+        shape = epochs / (s + epochs)
+        best = (shape @ wanted) / (shape @ shape)
+        return float(np.square(best * shape - wanted).sum())
+
+    low, high = -6.0, 3.0
+    for _ in range(8):
+        grid = np.linspace(low, high, 41)
+        least = int(np.argmin([misfit(10.0**v) for v in grid]))
+        low, high = grid[max(least - 1, 0)], grid[min(least + 1, 40)]
+    return 10.0 ** float((low + high) / 2)
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """None of nothing."""
     return float(np.mean(values)) if values else None
 
 
-def _std(values: Sequence[float]) -> float | None:
+def std(values: Sequence[float]) -> float | None:
+    """With n - 1 in the denominator; None for fewer than two."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -10,9 +10,8 @@ from typing import Any
 
 from studies.page import definitions, figure, line, machine_lines, table, write_document
 from studies.report import render
-from studies.reproduce.base import Method, Paper
-from studies.reproduce.outcome import Outcome, Summary
-from studies.words import text_table
+from studies.reproduce.base import Chosen, Method, Paper
+from studies.reproduce.outcome import Outcome, Summary, mean, std
 
 HEAD = (
     "method",
@@ -22,9 +21,12 @@ HEAD = (
     "seconds per epoch",
     "without control",
     "row-space share",
+    "slowness, epochs",
     "diverged",
 )
 PAGE = "report.html"
+Table = tuple[list[str], list[list[str]]]
+"""Head and lines."""
 
 
 def cells(summary: Summary) -> list[str]:
@@ -36,32 +38,53 @@ def cells(summary: Summary) -> list[str]:
         spread(summary.difference, summary.difference_std, signed=True),
         "–" if summary.published is None else f"{summary.published:.2f}",
         "–" if summary.seconds is None else f"{summary.seconds:.1f}",
-        "–" if summary.unconverged is None else f"{100 * summary.unconverged:.2g} %",
+        f"{100 * summary.unconverged:.2g} %" if summary.unconverged else "–",
         "–" if shares is None else f"{shares[0]:.3f} → {shares[1]:.3f}",
+        "–" if summary.slowness is None else f"{summary.slowness:.2f}",
         f"{summary.diverged} of {summary.seeds}" if summary.diverged else "–",
     ]
 
 
-def spread(mean: float | None, std: float | None, signed: bool = False) -> str:
+def spread(middle: float | None, width: float | None, signed: bool = False) -> str:
     """A share 0..1 as per cent with its standard deviation."""
-    if mean is None:
+    if middle is None:
         return "–"
-    text = f"{100 * mean:+.2f}" if signed else f"{100 * mean:.2f}"
-    return text if std is None else f"{text} ± {100 * std:.2f}"
+    text = f"{100 * middle:+.2f}" if signed else f"{100 * middle:.2f}"
+    return text if width is None else f"{text} ± {100 * width:.2f}"
 
 
-def head(paper: Paper) -> list[str]:
-    """Of the table."""
-    return [name.format(reference=paper.reference) for name in HEAD]
+def summary_table(reference: str, summaries: Sequence[Summary]) -> Table:
+    """A line for each method; columns of dashes are left out."""
+    body = [cells(summary) for summary in summaries]
+    kept = [i for i in range(len(HEAD)) if i < 2 or any(line[i] != "–" for line in body)]
+    top = [HEAD[i].format(reference=reference) for i in kept]
+    return top, [[line[i] for i in kept] for line in body]
 
 
-def summary_table(paper: Paper, summaries: Sequence[Summary]) -> str:
-    """For the terminal."""
-    return text_table(head(paper), [cells(summary) for summary in summaries])
+def epochs_table(
+    shown: Sequence[int], methods: Sequence[Method], outcomes: Sequence[Outcome]
+) -> Table:
+    """Test accuracy after some epochs, as far as any method came, and after the last, with what was
+    published of it in a line below a method's own.
+    """
+    plain = [o for o in outcomes if o.level is None]
+    reached = max((len(o.curve) for o in plain), default=0)
+    epochs = [epoch for epoch in shown if epoch < reached]
+    epochs = sorted({*epochs, reached - 1}) if shown and reached > 1 else []
+    body = []
+    for method in methods:
+        own = [o.along("test_accuracy") for o in plain if o.method == method.name]
+        ends = [[scores[epoch] for scores in own if epoch < len(scores)] for epoch in epochs]
+        body.append([method.name, *(spread(mean(some), std(some)) for some in ends)])
+        told = [method.published_epochs.get(epoch) for epoch in epochs]
+        if any(told):
+            known = ["–" if value is None else f"{value:.2f}" for value in told]
+            body.append([f"{method.name}, published", *known])
+    return ["test accuracy, % at epoch", *map(str, epochs)], body if epochs else []
 
 
-def sweep_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines: a line for each method, a column for each level, per cent."""
+def sweep_table(outcomes: Sequence[Outcome]) -> Table:
+    """A line for each method, a column for each level, per cent."""
     swept = [o for o in outcomes if o.level is not None]
     levels = sorted({o.level for o in swept if o.level is not None})
     body = []
@@ -75,47 +98,70 @@ def sweep_table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]
     return ["test accuracy, % at", *(f"{level:g}" for level in levels)], body
 
 
+def part_tables(
+    paper: Paper, chosen: Chosen, outcomes: Sequence[Outcome], summaries: Sequence[Summary]
+) -> list[Table]:
+    """The tables of one part that have any lines."""
+    every = (
+        summary_table(chosen.part.reference, summaries),
+        epochs_table(paper.shown_epochs, chosen.methods, outcomes),
+        sweep_table(outcomes),
+    )
+    return [(top, body) for top, body in every if body]
+
+
 def write_report(
     out: Path,
     paper: Paper,
-    methods: Sequence[Method],
+    wanted: Mapping[str, Chosen],
     outcomes: Sequence[Outcome],
     summaries: Sequence[Summary],
     result: Mapping[str, Any],
 ) -> list[str]:
-    """Write the pictures and ``report.html``; returns the names of the pictures that were left out
-    because matplotlib is missing.
+    """Write the pictures, ``PART-NAME.png``, and ``report.html``; returns the names of the pictures
+    that were left out because matplotlib is missing.
     """
-    parts, left_out = [f"<p>{escape(paper.title)} ({escape(paper.source)}).</p>"], []
-    lines = [line(cells(summary)) for summary in summaries]
-    if lines:
-        parts.append(table(head(paper), lines))
-    seeds = ", ".join(str(seed) for seed in result["seeds"])
     note = (
-        f"± is the standard deviation over seeds {seeds}. Test accuracy is that of the epoch with "
-        f"the best validation accuracy. {paper.published_note}"
+        "Test accuracy is that of the epoch with the best validation accuracy where no epoch is "
+        f"named. ± is the standard deviation over seeds. {paper.published_note}"
     )
+    parts = [f"<p>{escape(paper.title)} ({escape(paper.source)}).</p>"]
     parts.append(f"<p class='note'>{escape(note)}</p>")
-    top, body = sweep_table(outcomes)
-    if body:
-        parts.append(table(top, [line(cell) for cell in body]))
-    for picture in paper.pictures:
-        name = f"{picture.name}.png"
-        try:
-            content = render(partial(picture.draw, outcomes))
-        except ImportError:
-            left_out.append(name)
-            continue
-        if content is not None:
-            (out / name).write_bytes(content)
-            parts.append(figure(name, picture.caption, content))
-    about = {method.name: method.about for method in methods}
+    left_out = []
+    for part, chosen in wanted.items():
+        own = [o for o in outcomes if o.part == part]
+        lines = [s for s in summaries if s.part == part]
+        parts.append(f"<h2>{escape(part)}</h2>\n<p class='note'>{escape(sizes_text(chosen))}</p>")
+        for top, body in part_tables(paper, chosen, own, lines):
+            parts.append(table(top, [line(one) for one in body]))
+        warned = [s.warning for s in lines if s.warning]
+        parts += [f"<p class='note'>{escape(text)}</p>" for text in warned]
+        for picture in paper.pictures:
+            name = f"{part}-{picture.name}.png"
+            try:
+                content = render(partial(picture.draw, own))
+            except ImportError:
+                left_out.append(name)
+                continue
+            if content is not None:
+                (out / name).write_bytes(content)
+                parts.append(figure(name, picture.caption, content))
+    about = {method.name: method.about for one in wanted.values() for method in one.every}
     parts.append(f"<h2>Methods</h2>\n{definitions(about)}")
     setting = {
         "command": f"python -m studies reproduce {paper.name}",
-        **{name: str(result["config"][name]) for name in ("preset", "images", "epochs")},
+        "preset": result["config"]["preset"],
         **machine_lines(result),
     }
     parts.append(f"<h2>Setting</h2>\n{definitions(setting)}")
     write_document(out / PAGE, paper.title, result["headline"], parts, left_out)
     return left_out
+
+
+def sizes_text(chosen: Chosen) -> str:
+    """Seeds, images and epochs of a part."""
+    sizes = chosen.sizes
+    word = "seeds" if len(sizes.seeds) > 1 else "one seed,"
+    return (
+        f"{word} {', '.join(map(str, sizes.seeds))}; {sizes.images} images, {sizes.epochs} epochs"
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaplastic.analysis import update_angles
+from metaplastic.analysis import degrees_between, update_angles
 from metaplastic.control import (
     Chain,
     Goal,
@@ -20,7 +20,7 @@ from metaplastic.control import (
     newton,
     row_space_share,
 )
-from metaplastic.credit import FeedbackControl
+from metaplastic.credit import FeedbackControl, InputModulation
 from metaplastic.episodes import Episodes
 from metaplastic.learner import Learner
 from metaplastic.networks import LayeredNetwork
@@ -108,10 +108,31 @@ def gradient_angle(learner: Learner, x: Tensor, y: Tensor) -> float:
     """Between what the weights of a layer are told and minus the loss gradient, in degrees, mean
     over the layers.
     """
+    return float(torch.stack(_angles(learner, x, y)).mean())
+
+
+def hidden_angle(learner: Learner, x: Tensor, y: Tensor) -> float:
+    """The same without the last layer."""
+    return float(torch.stack(_angles(learner, x, y)[:-1]).mean())
+
+
+def _angles(learner: Learner, x: Tensor, y: Tensor) -> list[Tensor]:
     shown = Episodes(x[None, None], y[None, None], x[None, :1], y[None, :1])
     angles = update_angles(learner, shown, evaluation_stream()).degrees
-    weights = [angle for name, angle in angles.items() if name.endswith("_weight")]
-    return float(torch.stack(weights).mean())
+    return [angle for name, angle in angles.items() if name.endswith("_weight")]
+
+
+@torch.no_grad()
+def projection_angle(learner: Learner, x: Tensor, y: Tensor) -> float:
+    """Between the feedback of an InputModulation to the input, as its sign sends a wanted change of
+    the output there, and W_1^T .. W_L^T in a network of Linear layers; in degrees.
+    """
+    del x, y
+    network, credit = learner.network, learner.credit
+    assert isinstance(credit, InputModulation)
+    chain = torch.linalg.multi_dot([w.mT for w in network.weights().values()])
+    sent = -credit.sign * credit.projection(credit.weights())
+    return float(degrees_between(sent, chain))
 
 
 def control_probes(layers: int) -> Mapping[str, Probe]:

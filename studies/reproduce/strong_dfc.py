@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaplastic.credit import FeedbackControl, StrongFeedbackControl
-from studies.reproduce.base import Method, Paper, Setup, Sizes, Sweep, Trainee
+from studies.reproduce.base import Method, Paper, PaperPart, Setup, Sizes, Sweep, Trainee
 from studies.reproduce.control import backprop, controlled, xavier_scale
 from studies.reproduce.dfc import FORWARD_NOISE, control
 from studies.reproduce.figures import CONTROL_PICTURES, NOISE_PICTURE
@@ -149,15 +149,19 @@ PAPER = Paper(
     title="Minimizing control for credit assignment with strong feedback",
     source="Meulemans et al. 2022",
     about="strong deep feedback control on MNIST in two phases and in one, and under noise",
-    data="mnist",
-    methods=methods,
-    sizes={
-        "smoke": Sizes(images=256, epochs=2, seeds=(0, 1), test=1000, validation=500),
-        "quick": Sizes(images=5000, epochs=3, seeds=(0, 1)),
-        "acceptance": Sizes(images=20_000, epochs=10, seeds=(0, 1, 2)),
-        "full": Sizes(images=55_000, epochs=40, seeds=(0, 1, 2)),
+    parts={
+        "mnist": PaperPart(
+            data="mnist",
+            methods=methods,
+            sizes={
+                "smoke": Sizes(images=256, epochs=2, seeds=(0, 1), test=1000, validation=500),
+                "quick": Sizes(images=5000, epochs=3, seeds=(0, 1)),
+                "acceptance": Sizes(images=20_000, epochs=10, seeds=(0, 1, 2)),
+                "full": Sizes(images=55_000, epochs=40, seeds=(0, 1, 2)),
+            },
+            sweep=noise,
+        )
     },
     pictures=(*CONTROL_PICTURES, NOISE_PICTURE),
     published_note="Published: single runs that the authors' code gives as a guide, 40 epochs.",
-    sweep=noise,
 )

@@ -1,7 +1,9 @@
 """Reproductions: training that can be interrupted, the table, and the command."""
 
 import json
+import math
 import os
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -14,12 +16,22 @@ from metaplastic.credit import Backprop, FeedbackControl
 from metaplastic.errors import CheckpointError, ConfigurationError, UnknownNameError
 from studies.display import make_display
 from studies.reproduce import PAPERS
-from studies.reproduce.base import Method, Paper, Setup, Sizes, Sweep, Trainee, chosen, resized
+from studies.reproduce.base import (
+    Method,
+    Paper,
+    PaperPart,
+    Setup,
+    Sizes,
+    Sweep,
+    Trainee,
+    chosen,
+    resized,
+)
 from studies.reproduce.control import controlled
 from studies.reproduce.figures import CONTROL_PICTURES, NOISE_PICTURE
 from studies.reproduce.jobs import Job, make_jobs, make_training, open_study, work
-from studies.reproduce.outcome import Outcome, summarise
-from studies.reproduce.page import cells, sweep_table
+from studies.reproduce.outcome import Outcome, slowness, summarise
+from studies.reproduce.page import cells, epochs_table, summary_table, sweep_table
 from studies.reproduce.training import FEEDBACK, WEIGHTS, Phase, Training, evaluate
 from studies.results import KEYS, ROW_KEYS
 from studies.workers import run_jobs
@@ -184,7 +196,15 @@ def test_lost_examples_are_counted_as_a_share(monkeypatch):
 
 def job(tmp_path, build=small, seed=0, **options) -> Job:
     return Job(
-        "mnist", Method("m", "", build, {"lr": 0.01, **options}), SIZES, seed, None, tmp_path, "cpu"
+        "mine",
+        "mnist",
+        "unit",
+        Method("m", "", build, {"lr": 0.01, **options}),
+        SIZES,
+        seed,
+        None,
+        tmp_path,
+        "cpu",
     )
 
 
@@ -221,6 +241,7 @@ def test_a_job_that_is_killed_goes_on_and_a_finished_one_is_only_read(tmp_path, 
     assert tuple(row) == ROW_KEYS
     best = max(whole.curve[1:], key=lambda line: line["validation_accuracy"])
     assert row["accuracy"] == best["test_accuracy"]
+    assert row["task"] == "mine"
 
 
 @pytest.mark.usefixtures("data")
@@ -255,7 +276,7 @@ def outcome(method: str, seed: int, test: float, level=None, **more) -> Outcome:
         line(1, 0.9, test, row_space_share=0.3, **more),
         line(2, 0.9, test + 0.05, row_space_share=0.6, **more),
     ]
-    return Outcome(method, seed, level, curve)
+    return Outcome("mnist", method, seed, level, curve)
 
 
 def test_the_table_is_over_seeds_and_paired():
@@ -275,11 +296,61 @@ def test_the_table_is_over_seeds_and_paired():
     assert dfc.unconverged == 0.25
     assert dfc.condition == pytest.approx((0.2, 0.6))
     assert cells(dfc)[1:4] == ["87.00 ± 6.24", "-1.50 ± 0.71", "97.80"]
+    top, body = summary_table("bp", [bp, dfc])
+    assert top[1:3] == ["test accuracy, %", "against bp"]
+    assert "diverged" not in top  # nobody did
+    assert all(len(one) == len(top) for one in body)
+
+
+def test_who_has_no_control_is_told_how_stable_its_simulation_was():
+    outcomes = [outcome("dfc", seed, 0.9, gain_bound=bound) for seed, bound in ((0, 7.5), (1, 2))]
+    (dfc,) = summarise(outcomes, "bp", {})
+    assert dfc.warning is not None
+    assert "dfc: 25 %" in dfc.warning
+    assert "7.5, and simulations are stable below about 5" in dfc.warning
+    assert replace(dfc, unconverged=0.0).warning is None
+    (bp,) = summarise([outcome("bp", 0, 0.9)], "bp", {})
+    assert bp.warning is None
+
+
+def test_accuracy_after_some_epochs_stands_beside_what_was_published():
+    outcomes = [outcome("a", 0, 0.8), outcome("a", 1, 0.9), outcome("b", 0, 0.5)]
+    methods = [Method("a", "", small, published_epochs={1: 70.0, 10: 90.0}), Method("b", "", small)]
+    top, body = epochs_table((1, 10), methods, outcomes)
+    assert top[1:] == ["1", "2"]  # 10 was not reached; 2 is the last
+    assert body == [
+        ["a", "85.00 ± 7.07", "90.00 ± 7.07"],
+        ["a, published", "70.00", "–"],
+        ["b", "50.00", "55.00"],
+    ]
+    assert epochs_table((), methods, outcomes)[1] == []
+
+
+@pytest.mark.parametrize("half", [0.05, 1.494, 20.0])
+def test_slowness_is_that_of_the_curve(half):
+    epochs = np.arange(1, 60)
+    exact = list(0.5 * epochs / (half + epochs))
+    assert slowness(exact) == pytest.approx(half, rel=1e-3)
+    assert slowness(exact[:2]) is None
+    assert slowness([0.3, 0.3, math.nan]) is None
+    bent = [0.30, 0.42, 0.45, 0.49]
+    s = slowness(bent)
+    assert s is not None
+
+    def misfit(s: float) -> float:
+        shape = [t / (s + t) for t in (1, 2, 3, 4)]
+        best = sum(a * b for a, b in zip(shape, bent, strict=True)) / sum(a * a for a in shape)
+        return sum((best * a - b) ** 2 for a, b in zip(shape, bent, strict=True))
+
+    assert misfit(s) < min(misfit(0.98 * s), misfit(1.02 * s))
+    made = [outcome("m", 0, 0.9)]
+    assert summarise(made, "m", {})[0].slowness is None
+    assert summarise(made, "m", {}, slow=2)[0].slowness is None  # two epochs are too few
 
 
 def test_sweeps_stand_in_a_table_of_their_own():
     outcomes = [outcome("weak", s, a, v) for v, a in ((0.0, 0.9), (0.1, 0.5)) for s in (0, 1)]
-    outcomes.append(Outcome("strong", 0, 0.1, [], "it diverged"))
+    outcomes.append(Outcome("mnist", "strong", 0, 0.1, [], "it diverged"))
     assert summarise(outcomes, "bp", {}) == []
     top, body = sweep_table(outcomes)
     assert top[1:] == ["0", "0.1"]
@@ -294,22 +365,23 @@ def test_pictures_take_seeds_that_differ_in_length_and_levels():
     swept = [outcome("weak", 0, 0.9, level) for level in (0.0, 0.01, 0.1)]
     for picture in (*CONTROL_PICTURES, NOISE_PICTURE):
         assert picture.draw([*plain[:-1], cut, *swept]) is not None
-        assert picture.draw([Outcome("dfc", 0, None, [], "at once")]) is None
+        assert picture.draw([Outcome("mnist", "dfc", 0, None, [], "at once")]) is None
 
 
 def test_papers_are_complete_and_their_options_are_json():
     for name, paper in PAPERS.items():
         assert paper.name == name
         for preset in ("smoke", "quick", "acceptance", "full"):
-            wanted = chosen(paper, preset, None)
-            swept = wanted.sweep.methods if wanted.sweep else ()
-            every = [*wanted.methods, *swept]
-            assert len({method.name for method in every}) == len(every)
-            assert paper.reference in [method.name for method in wanted.methods]
-            for method in every:
+            every = [
+                (one, method) for one in chosen(paper, preset).values() for method in one.every
+            ]
+            assert every
+            for one, method in every:
+                assert len({m.name for m in one.every}) == len(one.every)
+                assert one.part.reference in [m.name for m in one.methods]
                 json.dumps(dict(method.options), allow_nan=False)
-                setup = Setup((1, 4, 4), 10, 0, paper.sizes[preset], method.options, None)
-                trainee = method.build(setup)
+                pickle.dumps(method)
+                trainee = method.build(Setup((1, 8, 8), 10, 0, one.sizes, method.options, None))
                 own = {id(p) for p in trainee.learner.parameters()}
                 held = {
                     id(p)
@@ -321,7 +393,7 @@ def test_papers_are_complete_and_their_options_are_json():
 
 
 def test_methods_of_one_seed_begin_with_the_same_weights():
-    methods = PAPERS["dfc"].methods("smoke")
+    methods = PAPERS["dfc"].parts["mnist"].methods("smoke")
     first = [
         m.build(Setup((1, 4, 4), 10, 3, SIZES, m.options)).learner.network.weights()
         for m in methods
@@ -338,11 +410,12 @@ def test_what_is_asked_for_is_checked():
     with pytest.raises(UnknownNameError, match="Did you mean 'dfc-ss'"):
         chosen(paper, "smoke", ["dfc-sss"])
     with pytest.raises(UnknownNameError, match="preset"):
-        chosen(paper, "smokey", None)
-    only = chosen(paper, "smoke", ["weak-in-noise"])
+        chosen(paper, "smokey")
+    only = chosen(paper, "smoke", ["weak-in-noise"])["mnist"]
     assert not only.methods
+    assert only.sweep is not None
     assert [m.name for m in only.sweep.methods] == ["weak-in-noise"]
-    assert chosen(paper, "smoke", ["bp"]).sweep is None
+    assert chosen(paper, "smoke", ["bp"])["mnist"].sweep is None
     assert resized(SIZES, 64, 2, [4, 4]).seeds == (4,)
     for wrong in ((4, 1, None), (64, 0, None), (64, 1, [-1]), (64, 1, [])):
         with pytest.raises(ConfigurationError):
@@ -365,19 +438,23 @@ def test_a_folder_is_gone_on_with_only_for_the_same_setting(tmp_path):
 
 @pytest.fixture
 def tiny(monkeypatch) -> None:
-    """A paper of two methods and a sweep, in this process."""
+    """A paper of two methods and a sweep, and one of the methods again, in this process."""
     methods = [Method("bp", "one", small, {"lr": 0.02}), Method("own", "two", small, {"lr": 0.01})]
     sweep = Sweep("noise", "σ", (Method("swept", "three", small, {"lr": 0.01}),), (0.0, 0.1), SIZES)
+    sizes = {"quick": SIZES}
+    parts = {
+        "one": PaperPart("mnist", lambda preset: methods, sizes, sweep=lambda preset: sweep),
+        "two": PaperPart("mnist", lambda preset: methods[:1], sizes, scaling="unit"),
+        "never": PaperPart("mnist", lambda preset: methods, {"full": SIZES}),
+    }
     paper = Paper(
         name="tiny",
         title="A tiny paper",
         source="nobody",
         about="for this test",
-        data="mnist",
-        methods=lambda preset: methods,
-        sizes={"quick": SIZES},
+        parts=parts,
         pictures=(*CONTROL_PICTURES, NOISE_PICTURE),
-        sweep=lambda preset: sweep,
+        shown_epochs=(1,),
     )
     monkeypatch.setitem(PAPERS, "tiny", paper)
     monkeypatch.setattr("studies.reproduce.jobs.load_images", made_up)
@@ -391,9 +468,9 @@ def tiny(monkeypatch) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_the_command_writes_its_results_and_goes_on(command, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    done = command("reproduce", "tiny", "--methods", "bp", "--out", out)
-    assert done.code == 0
-    assert [row["learner"] for row in read(out)["rows"]] == ["bp", "bp"]
+    done = command("reproduce", "tiny", "--methods", "bp", "--parts", "one", "--out", out)
+    assert done.code == 0, done.err
+    assert [(row["task"], row["learner"]) for row in read(out)["rows"]] == [("one", "bp")] * 2
     seen = []
 
     def spied(job, images):
@@ -403,18 +480,21 @@ def test_the_command_writes_its_results_and_goes_on(command, tmp_path, monkeypat
     monkeypatch.setattr("studies.reproduce.jobs.make_training", spied)
     done = command("reproduce", "tiny", "--out", out)
     assert done.code == 0, done.err
-    assert not [name for name in seen if name.startswith("bp")]  # those were there
+    assert not [name for name in seen if name.startswith("one-bp")]  # those were there
     result = read(out)
     assert tuple(result) == KEYS
     assert all(tuple(row) == ROW_KEYS for row in result["rows"])
-    assert {(row["learner"], row["seed"]) for row in result["rows"]} == {
-        *((name, seed) for name in ("bp", "own") for seed in (0, 1)),
-        *((f"swept at {level:g}", seed) for level in (0, 0.1) for seed in (0, 1)),
+    assert {(row["task"], row["learner"], row["seed"]) for row in result["rows"]} == {
+        *(("one", name, seed) for name in ("bp", "own") for seed in (0, 1)),
+        *(("one", f"swept at {level:g}", seed) for level in (0, 0.1) for seed in (0, 1)),
+        *(("two", "bp", seed) for seed in (0, 1)),
     }
-    assert [s["method"] for s in result["config"]["summary"]] == ["bp", "own"]
+    found = [(s["part"], s["method"]) for s in result["config"]["summary"]]
+    assert found == [("one", "bp"), ("one", "own"), ("two", "bp")]
+    assert done.out.count("test accuracy, % at epoch ") == 2
     assert done.last == result["headline"]
     assert (out / "report.html").read_text().count("A tiny paper") >= 2
-    assert (out / "runs" / "own-0" / "curve.jsonl").read_text().count("\n") == 4
+    assert (out / "runs" / "one-own-0" / "curve.jsonl").read_text().count("\n") == 4
     refused = command("reproduce", "tiny", "--epochs", 5, "--out", out)
     assert refused.code == 2
     assert "--overwrite" in refused.err
@@ -427,7 +507,7 @@ def test_the_command_writes_its_results_and_goes_on(command, tmp_path, monkeypat
 def test_without_matplotlib_the_pictures_are_named(command, tmp_path):
     done = command("reproduce", "tiny", "--methods", "own", "--seed", 1, "--out", tmp_path)
     assert done.code == 0, done.err
-    assert "curves.png" in done.out
+    assert "one-curves.png" in done.out
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -437,6 +517,8 @@ def test_without_matplotlib_the_pictures_are_named(command, tmp_path):
     [
         (("dcf",), "Did you mean 'dfc'"),
         (("tiny", "--methods", "owns"), "Did you mean 'own'"),
+        (("tiny", "--parts", "never"), "part of tiny at --preset quick"),
+        (("tiny", "--parts", "two", "--methods", "own"), "method of tiny"),
         (("tiny", "--seeds", "a"), "numbers with commas"),
         (("tiny", "--seeds", "0", "--seed", "0"), "one of them"),
         (("tiny", "--workers", "0"), "--workers counts from 1"),
@@ -474,8 +556,8 @@ def test_control_under_a_small_nudge_learns_in_the_direction_of_the_gradient():
 def test_jobs_run_in_processes_too(tmp_path):
     sizes = Sizes(images=128, epochs=1, seeds=(0,), test=100, validation=100)
     wanted = chosen(PAPERS["dfc"], "smoke", ["bp", "dfc-ssa"])
-    jobs = make_jobs("mnist", wanted, sizes, tmp_path, "cpu")
+    jobs = make_jobs({n: replace(o, sizes=sizes) for n, o in wanted.items()}, tmp_path, "cpu")
     with make_display(list(jobs)) as display:
         done = run_jobs(work, jobs, 2, display)
     assert [o.diverged for o in done.values()] == [None, None]
-    assert done["dfc-ssa-0"].along("row_space_share")[0] < 0.5
+    assert done["mnist-dfc-ssa-0"].along("row_space_share")[0] < 0.5
