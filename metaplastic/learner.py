@@ -288,7 +288,7 @@ class Learner(nn.Module):
 
     def _check_finite(self, tensors: Mapping[str, Tensor], what: str) -> None:
         for name in self.groups():
-            if name in self.rules and name in tensors and not bool(tensors[name].isfinite().all()):
+            if name in self.rules and name in tensors and not _finite(tensors[name]):
                 raise DivergenceError(f"the {what} diverged in {name}; {REMEDY}.")
 
     def _warn(self, before: State, after: State, shown: Presentation) -> None:
@@ -414,3 +414,10 @@ class Learner(nn.Module):
     def _like(self) -> Tensor:
         """A tensor of the network's precision and device."""
         return next(iter(self.network.weights().values()))
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all are. A sum is cheap, and finite only if every part is; it may overflow where none
+    of them does.
+    """
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())

@@ -66,7 +66,11 @@ class Delta(PlasticityRule):
         error = signals.error
         if self.derivative and signals.gain is not None:
             error = error * signals.gain
-        change = coefficients["rate"] * signals.correlate(error, signals.pre, self.reduction)
+        rate = coefficients["rate"]
+        if rate.shape[-1] == 1:  # less to multiply before the outer product than after it
+            change = signals.correlate(error * rate.mT, signals.pre, self.reduction)
+        else:
+            change = rate * signals.correlate(error, signals.pre, self.reduction)
         if self._decays:
             change = change - coefficients["decay"] * shown(signals) * weight
         return change, traces
