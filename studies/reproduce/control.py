@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from metaplastic.credit import Backprop, CreditAssignment, DirectFeedback, FeedbackControl
 from metaplastic.learner import Learner
@@ -52,6 +53,13 @@ def adam_options(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
     }
 
 
+def falling(setup: Setup, optimizer: Adam) -> LRScheduler | None:
+    """Rates that fall to 0 along a cosine over the epochs, with the option ``cosine``."""
+    if not setup.options.get("cosine"):
+        return None
+    return CosineAnnealingLR(optimizer, setup.sizes.epochs)
+
+
 def backprop(setup: Setup) -> Trainee:
     """Gradient descent."""
     return _baseline(setup, Backprop())
@@ -69,7 +77,8 @@ def _baseline(setup: Setup, credit: CreditAssignment) -> Trainee:
         {"role:weight": Delta(1.0), "role:bias": Delta(1.0)},
         generator=setup.generator("feedback"),
     )
-    phase = Phase(WEIGHTS, adam(learner.network.parameters(), setup.options))
+    optimizer = adam(learner.network.parameters(), setup.options)
+    phase = Phase(WEIGHTS, optimizer, scheduler=falling(setup, optimizer))
     return Trainee(learner, [phase], probes={"gradient_angle": gradient_angle})
 
 
@@ -95,7 +104,9 @@ def controlled(setup: Setup, credit: FeedbackControl, rate: float) -> Trainee:
     probes = control_probes(len(HIDDEN) + 1)
     weights = list(learner.network.parameters())
     if not taught:
-        return Trainee(learner, [Phase(WEIGHTS, adam(weights, options))], probes=probes)
+        optimizer = adam(weights, options)
+        phase = Phase(WEIGHTS, optimizer, scheduler=falling(setup, optimizer))
+        return Trainee(learner, [phase], probes=probes)
     feedback = list(learner.credit.parameters())
     first = Adam(feedback, **{**adam_options(options, "feedback_"), "lr": options["first_lr"]})
     before = [Phase(FEEDBACK, first, options["before"], clip=None)] if options["before"] else []
@@ -104,12 +115,18 @@ def controlled(setup: Setup, credit: FeedbackControl, rate: float) -> Trainee:
             {"params": weights, **adam_options(options)},
             {"params": feedback, **adam_options(options, "feedback_")},
         ]
-        return Trainee(learner, [Phase((*WEIGHTS, *FEEDBACK), Adam(groups))], before, probes)
-    forward = Phase(WEIGHTS, adam(weights, options))
-    own = adam(feedback, options, "feedback_")
+        both = Adam(groups)
+        phase = Phase((*WEIGHTS, *FEEDBACK), both, scheduler=falling(setup, both))
+        return Trainee(learner, [phase], before, probes)
+    forward, own = adam(weights, options), adam(feedback, options, "feedback_")
+    slower = falling(setup, own)
     # Unclipped: what noise tells is mostly noise, and a bound on it would shrink Q layer by layer.
-    phases = [Phase(FEEDBACK, own, clip=None), forward]
-    phases += [Phase(FEEDBACK, own, options["extra"], clip=None)] if options["extra"] else []
+    phases = [
+        Phase(FEEDBACK, own, clip=None, scheduler=slower),
+        Phase(WEIGHTS, forward, scheduler=falling(setup, forward)),
+    ]
+    if options["extra"]:
+        phases.append(Phase(FEEDBACK, own, options["extra"], None, slower))
     return Trainee(learner, phases, before, probes)
 
 
