@@ -94,6 +94,13 @@ def _pools(shots: int) -> dict[str, Sizes]:
     }
 
 
+_CONTROL = {
+    "initial_rate": 0.01,
+    "feedback_rate": 0.01,
+    "control_rate": 0.01,
+    "clip": 1.0,
+    "leak": 1.0,
+}
 TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
     # Set by hand. `python -m studies search --task sinusoid-continual --learner NAME --preset quick
     # --trials 16 --seed 1000` found nothing better for flp, and for feedback-delta and dfa nothing
@@ -106,14 +113,8 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
         initial_rate=0.014, clip=0.615, rate=0.0109, control_rate=2.8e-3
     ),
     # Set by hand. Fewer Newton steps than on classes are enough here.
-    ("sinusoid", "strong-dfc"): _sinusoids(
-        initial_rate=0.01,
-        feedback_rate=0.01,
-        control_rate=0.01,
-        clip=1.0,
-        iterations=5,
-        halvings=1,
-    ),
+    ("sinusoid", "dfc"): _sinusoids(**_CONTROL),
+    ("sinusoid", "strong-dfc"): _sinusoids(**_CONTROL, iterations=5, halvings=1),
     ("sinusoid", "flp"): _sinusoids(
         initial_rate=0.02, feedback_rate=0.03, plasticity_rate=0.03, mix=0.9, clip=1.0
     ),

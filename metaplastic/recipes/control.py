@@ -127,7 +127,15 @@ RECIPES = (
         "strong-dfc",
         "learned feedback control to the label x delta",
         _strong,
-        StrongOptions(),
+        StrongOptions(
+            initial_rate=2.2e-3,
+            feedback_rate=0.036,
+            control_rate=0.013,
+            clip=6.4,
+            rate=0.018,
+            leak=0.16,
+        ),
         space=_SPACE,
+        tuned_on="glyphs",
     ),
 )
