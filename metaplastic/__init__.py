@@ -5,6 +5,7 @@ from metaplastic.credit import (
     CreditAssignment,
     DirectFeedback,
     DirectRandomTarget,
+    EquilibriumControl,
     FeedbackAlignment,
     FeedbackControl,
     InputModulation,
@@ -19,14 +20,24 @@ from metaplastic.credit import (
 from metaplastic.episodes import Episodes
 from metaplastic.evaluation import Evaluation, evaluate
 from metaplastic.learner import Learner
-from metaplastic.metagradient import Divergence, Evolution, MetaGradient, Outcome, Unrolled
-from metaplastic.networks import LayeredNetwork, Network, RecurrentNetwork
+from metaplastic.metagradient import (
+    Divergence,
+    Evolution,
+    Implicit,
+    LeastControl,
+    MetaGradient,
+    Outcome,
+    Unrolled,
+    Unsettled,
+)
+from metaplastic.networks import EquilibriumNetwork, LayeredNetwork, Network, RecurrentNetwork
 from metaplastic.objectives import CrossEntropy, Objective, SquaredError
 from metaplastic.portable import TransferReport, load_into, load_rule, save_rule, transfer
 from metaplastic.rules import (
     ABCD,
     Backpropamine,
     Coefficient,
+    Consolidated,
     Delta,
     DifferentiablePlasticity,
     Eligibility,
@@ -47,6 +58,7 @@ __all__ = [
     "Backprop",
     "Backpropamine",
     "Coefficient",
+    "Consolidated",
     "CreditAssignment",
     "CrossEntropy",
     "Delta",
@@ -56,17 +68,21 @@ __all__ = [
     "Divergence",
     "Eligibility",
     "Episodes",
+    "EquilibriumControl",
+    "EquilibriumNetwork",
     "Evaluation",
     "Evolution",
     "FeedbackAlignment",
     "FeedbackControl",
     "Hebb",
+    "Implicit",
     "InputModulation",
     "KolenPollack",
     "LabelledPool",
     "LayeredNetwork",
     "LayerwiseFeedback",
     "Learner",
+    "LeastControl",
     "LocalSignals",
     "MetaGradient",
     "MetaTraining",
@@ -90,6 +106,7 @@ __all__ = [
     "Teacher",
     "TransferReport",
     "Unrolled",
+    "Unsettled",
     "Unsupervised",
     "WeightMirror",
     "evaluate",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import nn
 
 import metaplastic.credit
 import metaplastic.metagradient
@@ -20,22 +21,30 @@ from metaplastic import (
     Backprop,
     Backpropamine,
     Coefficient,
+    Consolidated,
     CreditAssignment,
     Delta,
     DifferentiablePlasticity,
     DirectFeedback,
     DirectRandomTarget,
     Eligibility,
+    Episodes,
+    EquilibriumControl,
+    EquilibriumNetwork,
     Evolution,
     FeedbackAlignment,
     Hebb,
+    Implicit,
     InputModulation,
     KolenPollack,
+    Learner,
+    LeastControl,
     MetaGradient,
     Network,
     Neuromodulation,
     Oja,
     OjaSubspace,
+    Outcome,
     PlasticityRule,
     Polynomial,
     Pool,
@@ -47,10 +56,13 @@ from metaplastic import (
     WeightMirror,
 )
 from metaplastic.credit import FeedbackControl, StrongFeedbackControl
+from metaplastic.equilibrium import SolverOptions
 from metaplastic.errors import CompatibilityError
+from metaplastic.networks import equilibrium_chain, equilibrium_rnn
 from metaplastic.testing import CreditContract, MetaGradientContract, RuleContract
 from metaplastic.testing.loop import LearnerBench
-from metaplastic.testing.parts import conv, mlp
+from metaplastic.testing.metagradient import MetaBench
+from metaplastic.testing.parts import conv, drawn, mlp
 
 Rules = PlasticityRule | Mapping[str, PlasticityRule | None]
 
@@ -103,6 +115,11 @@ RULES: dict[str, Callable[[], PlasticityRule]] = {
     "plastic-decay": lambda: DifferentiablePlasticity("decay", 0.1, 0.2),
     "plastic-oja": lambda: DifferentiablePlasticity("oja", 0.1, 0.2, granularity="neuron"),
     "plastic-clip": lambda: DifferentiablePlasticity("clip", 0.1, 0.2, bound=0.05),
+    "consolidated-oja": lambda: Consolidated(Oja(0.02), 0.3, granularity="neuron"),
+    "consolidated-delta": lambda: Consolidated(
+        Delta(0.02, granularity="network", learned=True), 0.3, granularity="synapse"
+    ),
+    "consolidated-eligibility": lambda: Consolidated(Eligibility(0.05, 4.0), 0.2, learned=False),
     "backpropamine": lambda: Backpropamine("simple", 0.1),
     "backpropamine-soft": lambda: Backpropamine("simple", 0.1, clip="soft", granularity="layer"),
     "backpropamine-retroactive": lambda: Backpropamine("retroactive", 0.1, 0.2),
@@ -125,6 +142,23 @@ def recurrent(modulator: str | None) -> Callable[[], Network]:
     return lambda: RecurrentNetwork(6, 5, 3, modulator=modulator, instruction=True)
 
 
+def at_rest() -> EquilibriumNetwork:
+    return equilibrium_rnn(6, 4, 3, solver={"method": "newton", "tolerance": 1e-14})
+
+
+def chain_at_rest() -> Network:
+    with torch.random.fork_rng(devices=[]):
+        chain = [nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)]
+        return drawn(equilibrium_chain(nn.Sequential(*chain), input_shape=(6,)))
+
+
+def conv_at_rest() -> Network:
+    with torch.random.fork_rng(devices=[]):
+        trunk = nn.Unflatten(1, (1, 2, 3))
+        chain = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 3))
+        return drawn(equilibrium_chain(chain, input_shape=(6,), trunk=trunk))
+
+
 def mirrored() -> Rules:
     mirror = Delta(0.02, derivative=False, decay=0.1)
     return {"role:feedback": mirror, "*": Delta(0.02, learned=True)}
@@ -145,6 +179,18 @@ def decaying() -> Rules:
 def fed() -> Rules:
     rate = Delta(1e-3, derivative=False, decay=0.1)
     return {"role:feedback": rate, "*": Delta(0.02, learned=True, derivative=False)}
+
+
+def flat() -> Rules:
+    return {"*": Delta(0.02, learned=True, derivative=False)}
+
+
+NEWTON: SolverOptions = {"method": "newton", "tolerance": 1e-13, "sweeps": 20}
+SWEEPS: SolverOptions = {"method": "sweeps", "tolerance": 1e-13, "sweeps": 80}
+
+
+def at_weak_control(psi: str, **options) -> EquilibriumControl:
+    return EquilibriumControl(psi, integral=0.002, solver=NEWTON, **options)  # type: ignore[arg-type]
 
 
 CREDITS: dict[str, Row] = {
@@ -223,6 +269,40 @@ CREDITS: dict[str, Row] = {
         fed,
         mlp,
     ),
+    "equilibrium": Row(lambda: at_weak_control("inversion"), flat, network=at_rest),
+    "equilibrium-anderson": Row(
+        lambda: EquilibriumControl(integral=0.05, solver={"tolerance": 1e-13, "sweeps": 80}),
+        network=chain_at_rest,
+    ),
+    "equilibrium-sweeps": Row(
+        lambda: EquilibriumControl(integral=0.002, solver={**SWEEPS, "damping": 0.8}),
+        network=conv_at_rest,
+    ),
+    "equilibrium-kolen-pollack": Row(
+        lambda: at_weak_control("kolen-pollack", weights="learned", scale=0.3),
+        decaying,
+        at_rest,
+    ),
+    "equilibrium-linear": Row(
+        lambda: at_weak_control("linear", weights="resampled"), network=at_rest
+    ),
+    "equilibrium-noise-phase": Row(
+        lambda: at_weak_control(
+            "linear", feedback_learning="noise-phase", noise={"steps": 4}
+        ),
+        fed,
+        at_rest,
+    ),
+    "equilibrium-energy": Row(
+        lambda: at_weak_control("energy", start="free"),
+        network=at_rest,
+    ),
+    "equilibrium-gradient": Row(
+        lambda: at_weak_control("recurrent-backprop"), network=at_rest
+    ),
+    "equilibrium-backprop": Row(
+        lambda: EquilibriumControl("backprop", solver={"sweeps": 4}), network=at_rest
+    ),
     "unsupervised": Row(Unsupervised),
     "unsupervised-recurrent": Row(
         Unsupervised, RULES["plastic-decay"], recurrent(None), batch=1
@@ -250,6 +330,18 @@ METAGRADIENTS: dict[str, tuple[MetaGradient, bool]] = {
     "evolution-unshaped": (Evolution(pairs=2, shaping="none", batching="loop"), False),
 }
 """And whether it computes the whole gradient."""
+
+METAGRADIENTS_AT_REST: dict[str, MetaGradient] = {
+    "least-control": LeastControl(beta=0.05, steps=10),
+    "least-control-at-once": LeastControl(beta=0.05, steps=10, free_steps=0),
+    "least-control-direct": LeastControl("direct", 0.05, steps=10, batching="loop"),
+    "least-control-contrastive": LeastControl("contrastive", 0.05, steps=10, symmetric=True),
+    "implicit": Implicit(steps=10, momentum=0.1, batching="vmap"),
+    "implicit-cg": Implicit("cg", steps=10, tolerance=0.1, damping=0.1),
+    "implicit-neumann": Implicit("neumann", steps=10),
+    "t1-t2": Implicit("identity", steps=10),
+}
+"""Those that see a rest point instead of the stream."""
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -317,6 +409,46 @@ class TestMetaGradient(OnDevices, MetaGradientContract):
         return row[1]
 
 
+class TestMetaGradientAtRest(OnDevices, MetaGradientContract):
+    """With rules that have a rest point, and scores that are of there."""
+
+    @pytest.fixture(params=METAGRADIENTS_AT_REST)
+    def metagradient(self, request: pytest.FixtureRequest) -> MetaGradient:
+        return METAGRADIENTS_AT_REST[request.param]
+
+    @pytest.fixture
+    def exact(self) -> bool:
+        return False
+
+    @pytest.fixture
+    def rule(self) -> Rules:
+        plasticity = Coefficient(0.02, granularity="neuron", bound="tanh", l1=0.01)
+        return Consolidated(Oja(plasticity), 1.0, granularity="synapse")
+
+    @pytest.fixture(autouse=True)
+    def at_rest(self, monkeypatch: pytest.MonkeyPatch, metagradient: MetaGradient) -> None:
+        def consolidated(rate: float, learned: bool) -> PlasticityRule:
+            return Consolidated(Delta(rate, learned=learned), 1.0)
+
+        monkeypatch.setattr("metaplastic.testing.metagradient.Delta", consolidated)
+        if not (isinstance(metagradient, LeastControl) and metagradient.free_steps == 0):
+            monkeypatch.setattr("metaplastic.testing.metagradient.evaluate", rest_scores)
+
+    def test_its_outcome_says_how_the_learner_did(self, meta: MetaBench) -> None:
+        if isinstance(meta.method, LeastControl) and meta.method.free_steps == 0:
+            pytest.skip("its scores are those under control")
+        super().test_its_outcome_says_how_the_learner_did(meta)
+
+
+def rest_scores(
+    learner: Learner, shown: Episodes, generator: torch.Generator | None = None
+) -> Outcome:
+    """By the gradient without an adjoint, which changes nothing of the scores."""
+    del generator
+    method = Implicit("identity", steps=30, tolerance=1e-9)
+    return method.gradient(learner, shown)
+
+
 @pytest.mark.parametrize("name", list({type(RULES[n]()): n for n in RULES}.values()))
 @pytest.mark.parametrize("sender", [n for n, row in CREDITS.items() if row.network is None])
 def test_every_rule_under_every_credit(sender: str, name: str) -> None:
@@ -347,7 +479,11 @@ def concrete(module: object, base: type) -> set[type]:
     [
         (metaplastic.rules, PlasticityRule, [make() for make in RULES.values()]),
         (metaplastic.credit, CreditAssignment, [row.credit() for row in CREDITS.values()]),
-        (metaplastic.metagradient, MetaGradient, [m for m, _ in METAGRADIENTS.values()]),
+        (
+            metaplastic.metagradient,
+            MetaGradient,
+            [*METAGRADIENTS_AT_REST.values(), *(m for m, _ in METAGRADIENTS.values())],
+        ),
     ],
 )
 def test_no_method_is_missing_from_the_table(module: object, base: type, table: list) -> None:

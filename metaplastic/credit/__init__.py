@@ -6,6 +6,7 @@ from metaplastic.credit.alignment import WeightMirror as WeightMirror
 from metaplastic.credit.backprop import Backprop as Backprop
 from metaplastic.credit.base import CreditAssignment as CreditAssignment
 from metaplastic.credit.direct_feedback import DirectFeedback as DirectFeedback
+from metaplastic.credit.equilibrium_control import EquilibriumControl as EquilibriumControl
 from metaplastic.credit.feedback_control import FeedbackControl as FeedbackControl
 from metaplastic.credit.input_modulation import InputModulation as InputModulation
 from metaplastic.credit.layerwise import LayerwiseFeedback as LayerwiseFeedback

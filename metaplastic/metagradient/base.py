@@ -44,6 +44,9 @@ class Outcome:
     """Their indices in the batch."""
     diverged: tuple[Divergence, ...] = ()
     """The episodes that were left out."""
+    residual: Tensor | None = None
+    """(E',) how far from rest each kept episode was, relative to what holds it there; None for
+    methods without a rest point."""
 
 
 class MetaGradient(ABC):

@@ -7,6 +7,7 @@ from metaplastic.rules.assignment import by_pattern as by_pattern
 from metaplastic.rules.assignment import matching as matching
 from metaplastic.rules.base import PlasticityRule as PlasticityRule
 from metaplastic.rules.coefficient import Coefficient as Coefficient
+from metaplastic.rules.consolidation import Consolidated as Consolidated
 from metaplastic.rules.delta import Delta as Delta
 from metaplastic.rules.differentiable import Backpropamine as Backpropamine
 from metaplastic.rules.differentiable import DifferentiablePlasticity as DifferentiablePlasticity
