@@ -326,7 +326,7 @@ def _rules(learner: Learner) -> dict[str, PlasticityRule]:
 
 
 def _coefficients(rule: PlasticityRule) -> dict[str, Coefficient]:
-    return {n: c for n, c in rule.named_children() if isinstance(c, Coefficient)}
+    return {n: c for n, c in rule.named_modules() if isinstance(c, Coefficient)}
 
 
 def _own(credit: CreditAssignment) -> dict[str, Coefficient]:

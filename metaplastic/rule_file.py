@@ -20,6 +20,7 @@ from torch import Tensor
 from metaplastic import credit as credits
 from metaplastic import objectives, rules
 from metaplastic.credit import CreditAssignment
+from metaplastic.described import Described
 from metaplastic.errors import ConfigurationError, MetaplasticError, RuleFileError
 from metaplastic.objectives import Objective
 from metaplastic.rules import PlasticityRule
@@ -217,7 +218,7 @@ def _make(description: Description, table: Mapping[str, Any], base: type) -> Any
     try:
         return kind(
             **{
-                key: _make(value, table, rules.Coefficient)
+                key: _make(value, table, Described)
                 if isinstance(value, dict) and "type" in value
                 else value
                 for key, value in values.items()

@@ -332,14 +332,16 @@ METAGRADIENTS: dict[str, tuple[MetaGradient, bool]] = {
 """And whether it computes the whole gradient."""
 
 METAGRADIENTS_AT_REST: dict[str, MetaGradient] = {
-    "least-control": LeastControl(beta=0.05, steps=10),
-    "least-control-at-once": LeastControl(beta=0.05, steps=10, free_steps=0),
-    "least-control-direct": LeastControl("direct", 0.05, steps=10, batching="loop"),
-    "least-control-contrastive": LeastControl("contrastive", 0.05, steps=10, symmetric=True),
-    "implicit": Implicit(steps=10, momentum=0.1, batching="vmap"),
-    "implicit-cg": Implicit("cg", steps=10, tolerance=0.1, damping=0.1),
-    "implicit-neumann": Implicit("neumann", steps=10),
-    "t1-t2": Implicit("identity", steps=10),
+    "least-control": LeastControl(beta=0.05, steps=20, rate=0.7),
+    "least-control-at-once": LeastControl(beta=0.05, steps=20, rate=0.7, free_steps=0),
+    "least-control-direct": LeastControl("direct", 0.05, steps=20, rate=0.7, batching="loop"),
+    "least-control-contrastive": LeastControl(
+        "contrastive", 0.05, steps=20, rate=0.7, symmetric=True
+    ),
+    "implicit": Implicit(steps=20, rate=0.7, momentum=0.1, batching="vmap"),
+    "implicit-cg": Implicit("cg", steps=20, rate=0.7, tolerance=0.1, damping=0.1),
+    "implicit-neumann": Implicit("neumann", steps=20, rate=0.7),
+    "t1-t2": Implicit("identity", steps=20, rate=0.7),
 }
 """Those that see a rest point instead of the stream."""
 
@@ -445,7 +447,7 @@ def rest_scores(
 ) -> Outcome:
     """By the gradient without an adjoint, which changes nothing of the scores."""
     del generator
-    method = Implicit("identity", steps=30, tolerance=1e-9)
+    method = Implicit("identity", steps=60, rate=0.7, tolerance=1e-9)
     return method.gradient(learner, shown)
 
 

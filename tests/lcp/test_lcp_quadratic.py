@@ -86,6 +86,15 @@ def test_lcp_t02_symmetric_contrast_has_a_smaller_error(q):
         assert coarse / fine == pytest.approx(100, abs=15)
 
 
+def test_contrast_is_the_difference_of_two_energies(q):
+    """At any beta: that of consolidation is lambda |phi - omega|^2 / 2."""
+    omega, strength = gradients(q, method("contrastive", 1.0))
+    (free, nudged), prior = (q.free(), q.pushed(1.0)[0]), q.omega
+    assert deviation(omega, -q.strength * (nudged - free)) < 1e-9
+    energies = [q.strength * (phi - prior).square() / 2 for phi in (free, nudged)]
+    assert deviation(strength, energies[1] - energies[0]) < 1e-9
+
+
 @pytest.mark.parametrize("solver", ["gmres", "cg", "neumann"])
 def test_lcp_t02_the_implicit_gradient_itself(q, solver):
     terms = {"gmres": 12, "cg": 12, "neumann": 60}[solver]
