@@ -64,6 +64,13 @@ class MetaGradient(ABC):
         """
 
 
+def gradients(total: Tensor, parameters: list[torch.nn.Parameter]) -> tuple[Tensor, ...]:
+    """Gradients of a scalar, zero where it does not depend on a Parameter."""
+    if not total.requires_grad:
+        return tuple(torch.zeros_like(p) for p in parameters)
+    return torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+
+
 def accumulate(parameters: list[torch.nn.Parameter], gradients: list[Tensor]) -> None:
     """Add gradients to ``.grad``."""
     for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -15,7 +15,13 @@ from metaplastic.episodes import Episodes
 from metaplastic.errors import ConfigurationError, check_choice
 from metaplastic.inner_loop import Batching, Draws, chunks, draw
 from metaplastic.learner import Learner
-from metaplastic.metagradient.base import Divergence, MetaGradient, Outcome, accumulate
+from metaplastic.metagradient.base import (
+    Divergence,
+    MetaGradient,
+    Outcome,
+    accumulate,
+    gradients,
+)
 from metaplastic.metagradient.rest import Rest, check_field
 
 SETTLE = "take more steps, a lower rate or stronger consolidation"
@@ -164,9 +170,9 @@ class Equilibrium(MetaGradient):
         rest = Rest(learner, episodes[indices], draws[indices])
         control = (settled.psi * rest.field(settled.phi)).sum()
         total = rest.scores(settled.phi)[0].sum() - control / settled.beta
-        gradients = _gradients(total, sums.parameters)
-        if all(bool(g.isfinite().all()) for g in gradients):
-            sums.gradients = [a + b for a, b in zip(sums.gradients, gradients, strict=True)]
+        found = gradients(total, sums.parameters)
+        if all(bool(g.isfinite().all()) for g in found):
+            sums.gradients = [a + b for a, b in zip(sums.gradients, found, strict=True)]
             sums.kept |= {index: settled[[row]] for row, index in enumerate(indices)}
         elif len(indices) == 1:
             sums.lost.append(Divergence(indices[0], None, None, "meta-gradient"))
@@ -186,17 +192,10 @@ class _Sums:
 
     def write(self, learner: Learner) -> None:
         """Add the mean and the penalty's gradient to ``.grad``."""
-        penalty = _gradients(learner.penalty(), self.parameters)
+        penalty = gradients(learner.penalty(), self.parameters)
         count = max(1, len(self.kept))
         each = zip(self.gradients, penalty, strict=True)
         accumulate(self.parameters, [g / count + p for g, p in each])
-
-
-def _gradients(total: Tensor, parameters: list[torch.nn.Parameter]) -> tuple[Tensor, ...]:
-    """Gradients, zero where the sum does not depend on a Parameter."""
-    if not total.requires_grad:
-        return tuple(torch.zeros_like(p) for p in parameters)
-    return torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
 
 
 def _stacked(values: list[Tensor | None]) -> Tensor | None:

@@ -12,7 +12,14 @@ from metaplastic.errors import ConfigurationError, check_choice
 from metaplastic.evaluation import query_scores
 from metaplastic.inner_loop import Batching, Draws, Rollout, chunks, draw
 from metaplastic.learner import Learner
-from metaplastic.metagradient.base import Divergence, MetaGradient, Outcome, accumulate, locate
+from metaplastic.metagradient.base import (
+    Divergence,
+    MetaGradient,
+    Outcome,
+    accumulate,
+    gradients,
+    locate,
+)
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,9 @@ class Unrolled(MetaGradient):
             total.diverged += [locate(learner, episodes, draws, i) for i in bad]
             self._add(learner, episodes, draws, [i for i in indices if i not in bad], total)
             return
-        gradients = _gradients(loss.sum(), total.parameters)
-        if all(bool(g.isfinite().all()) for g in gradients):
-            total.add(indices, loss.detach(), accuracy, gradients)
+        found = gradients(loss.sum(), total.parameters)
+        if all(bool(g.isfinite().all()) for g in found):
+            total.add(indices, loss.detach(), accuracy, found)
         elif len(indices) == 1:
             total.diverged.append(Divergence(indices[0], None, None, "meta-gradient"))
         else:
@@ -109,13 +116,6 @@ class Unrolled(MetaGradient):
             last = min(first + size, count)
             rollout.advance(first, last, checkpointed=self.checkpoint_every is not None)
         return query_scores(rollout)
-
-
-def _gradients(loss: Tensor, parameters: list[torch.nn.Parameter]) -> tuple[Tensor, ...]:
-    """Gradients, zero where the loss does not depend on a Parameter."""
-    if not loss.requires_grad:
-        return tuple(torch.zeros_like(p) for p in parameters)
-    return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
 
 
 class _Total:
@@ -143,7 +143,7 @@ class _Total:
 
     def write(self, learner: Learner) -> None:
         count = max(1, len(self.loss))
-        penalty = _gradients(learner.penalty(), self.parameters)
+        penalty = gradients(learner.penalty(), self.parameters)
         accumulate(
             self.parameters, [g / count + p for g, p in zip(self.gradients, penalty, strict=True)]
         )
