@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from metaplastic.rule_file import (
     write_rule,
 )
 from metaplastic.rules import Coefficient, PlasticityRule
+from metaplastic.rules.coefficient import BOUNDS, Bound
 from metaplastic.signals import Origin, SynapseGroup
 
 Policy = Literal["exact", "pool"]
@@ -182,17 +183,19 @@ def load_into(
                     f"{'' if moved.source is None else f' in {moved.source}'}: policy='pool' would "
                     f"have it {moved.action}."
                 )
+    _check_range(learner, learned, planned)
     for moved, value in planned:
         if value is not None and moved.what == "feedback":
             with torch.no_grad():
                 learner.credit.weights()[moved.group].copy_(value)
         elif value is not None:
             coefficient = _holder(learner, moved.group)[moved.what]
-            if moved.action == "exact":
+            if moved.action == "exact" and _bound(learned, moved, coefficient) == coefficient.bound:
                 with torch.no_grad():
                     coefficient.raw.copy_(value)
             else:
-                coefficient.assign(coefficient.value_of(value).mean())
+                values = _values(learned, moved, coefficient, value)
+                coefficient.assign(values if moved.action == "exact" else values.mean())
     return TransferReport(tuple(moved for moved, _ in planned))
 
 
@@ -238,6 +241,31 @@ def _plan_own(learner: Learner, learned: LearnedRule) -> Plan:
         action = "exact" if value.shape == coefficient.raw.shape else "pooled"
         plan.append((Moved(CREDIT, what, action, shape, CREDIT, tuple(value.shape)), value))
     return plan
+
+
+def _bound(learned: LearnedRule, moved: Moved, coefficient: Coefficient) -> Bound:
+    """The map that the raw values were learned through."""
+    known = learned.bounds.get(moved.source or "", {})
+    return cast(Bound, known.get(moved.what, coefficient.bound))
+
+
+def _values(learned: LearnedRule, moved: Moved, coefficient: Coefficient, raw: Tensor) -> Tensor:
+    return BOUNDS[_bound(learned, moved, coefficient)].forward(raw)
+
+
+def _check_range(learner: Learner, learned: LearnedRule, planned: Plan) -> None:
+    for moved, raw in planned:
+        if raw is None or moved.what == "feedback":
+            continue
+        coefficient = _holder(learner, moved.group)[moved.what]
+        limits, values = BOUNDS[coefficient.bound], _values(learned, moved, coefficient, raw)
+        if bool(((values < limits.low) | (values > limits.high)).any()):
+            raise RuleFileError(
+                f"the learned {moved.what} of {moved.source} reaches from "
+                f"{float(values.min()):.3g} to {float(values.max()):.3g}, and that of "
+                f"{moved.group} lies between {limits.low:g} and {limits.high:g}: give it the bound "
+                "that it was learned with."
+            )
 
 
 def _nearest(group: SynapseGroup, pattern: str, learned: LearnedRule) -> str | None:
@@ -317,6 +345,10 @@ def learned_rule(source: Learner | LearnedRule | str | Path) -> LearnedRule:
             for name, rule in _rules(source).items()
         },
         feedback={name: value.detach() for name, value in feedback.items()},
+        bounds={
+            name: {n: c.bound for n, c in _coefficients(rule).items()}
+            for name, rule in _rules(source).items()
+        },
         own={n: CreditCoefficient(c.raw.detach(), c.bound) for n, c in _own(source.credit).items()},
     )
 

@@ -64,6 +64,9 @@ class LearnedRule:
     """{group: {coefficient: raw values}}, each broadcastable to (n_out, n_in)."""
     feedback: dict[str, Tensor]
     """{group: (n_out, n_in)}"""
+    bounds: dict[str, dict[str, str]] = field(default_factory=dict)
+    """{group: {coefficient: the map from raw values to its own}}; where there is none, as in older
+    files, it is that of the coefficient which takes them."""
     own: dict[str, CreditCoefficient] = field(default_factory=dict)
     """The credit's own coefficients by name."""
     task: str | None = None
@@ -107,6 +110,7 @@ def write_rule(path: str | Path, learned: LearnedRule) -> None:
         "objective": learned.objective,
         "groups": [asdict(group) for group in learned.groups.values()],
         "own": {name: own.bound for name, own in learned.own.items()},
+        "bounds": learned.bounds,
         "task": learned.task,
         "score": learned.score,
         "versions": {"metaplastic": _own_version(), "torch": torch.__version__},
@@ -181,6 +185,7 @@ def _parse(content: Description, tensors: dict[str, Tensor]) -> LearnedRule:
         groups={group["name"]: Source(**group) for group in content["groups"]},
         coefficients=coefficients,
         feedback=feedback,
+        bounds=content.get("bounds", {}),
         own={name: CreditCoefficient(value, bounds[name]) for name, value in own.items()},
         task=content["task"],
         score=content["score"],

@@ -432,3 +432,26 @@ def test_a_credits_coefficient_without_two_dimensions_is_refused(shape: tuple[in
     own = {**found.own, "leak": CreditCoefficient(torch.zeros(shape), "exp")}
     with pytest.raises(RuleFileError, match="leak"):
         replace(found, own=own)
+
+
+@pytest.mark.parametrize(("first", "second"), [(True, False), (False, True)])
+@pytest.mark.parametrize("through_file", [True, False])
+def test_values_move_between_learned_and_fixed_coefficients(first, second, through_file, tmp_path):
+    """Whatever raw numbers stand for them."""
+    source = Learner(mlp(4, 5, 3), DirectFeedback(), Delta(0.1, learned=first))
+    target = Learner(mlp(4, 5, 3), DirectFeedback(), Delta(0.5, learned=second))
+    save_rule(source, tmp_path / "rule.safetensors")
+    load_into(target, tmp_path / "rule.safetensors" if through_file else source)
+    for rule in target.rules.values():
+        assert isinstance(rule, Delta)
+        assert float(rule.rate().detach()) == pytest.approx(0.1, rel=1e-12)
+
+
+def test_values_that_no_raw_number_stands_for_are_refused():
+    free = Coefficient(-0.3, bound="none", role="control")
+    source = Learner(mlp(4, 5, 3), DirectFeedback(), Delta(free))
+    target = Learner(mlp(4, 5, 3), DirectFeedback(), Delta(0.5, learned=True))
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(RuleFileError, match=r"rate of layer0_weight reaches from -0\.3"):
+        load_into(target, source)
+    assert all(torch.equal(before[n], v) for n, v in target.state_dict().items())
