@@ -13,6 +13,7 @@ EXAMPLES = page_examples("control.md")
 
 
 def test_the_network_trains_without_backpropagation_and_its_feedback_aligns() -> None:
+    torch.manual_seed(0)
     names: dict[str, Any] = {}
     (code,) = (code for section, code in EXAMPLES if section.startswith("Training"))
     exec(compile(code, "docs/control.md", "exec"), names)
@@ -26,10 +27,11 @@ def test_the_network_trains_without_backpropagation_and_its_feedback_aligns() ->
         return float(row_space_share(j, tuple(feedback.values())).mean())
 
     drawn = learner.credit.draw(torch.Generator().manual_seed(0))
-    assert share({n: weights[n] for n in drawn}) > share(drawn) + 0.2
+    assert share({n: weights[n] for n in drawn}) > 1.5 * share(drawn)
 
 
 def test_an_inner_loop_under_control_has_a_meta_gradient() -> None:
+    torch.manual_seed(0)
     names: dict[str, Any] = {}
     code = "\n".join(code for _, code in EXAMPLES)
     exec(compile(code, "docs/control.md", "exec"), names)
