@@ -22,11 +22,13 @@ from metaplastic.evaluation import Evaluation, evaluate
 from metaplastic.learner import Learner
 from metaplastic.metagradient import (
     Divergence,
+    Equilibrium,
     Evolution,
     Implicit,
     LeastControl,
     MetaGradient,
     Outcome,
+    ThroughRest,
     Unrolled,
     Unsettled,
 )
@@ -68,6 +70,7 @@ __all__ = [
     "Divergence",
     "Eligibility",
     "Episodes",
+    "Equilibrium",
     "EquilibriumControl",
     "EquilibriumNetwork",
     "Evaluation",
@@ -104,6 +107,7 @@ __all__ = [
     "StrongFeedbackControl",
     "SynapseGroup",
     "Teacher",
+    "ThroughRest",
     "TransferReport",
     "Unrolled",
     "Unsettled",

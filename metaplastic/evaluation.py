@@ -14,6 +14,8 @@ from metaplastic.inner_loop import Batching, Draws, Rollout, chunks, draw
 from metaplastic.learner import Learner
 
 Blocks = list[tuple[int, int, int]]
+Table = dict[str, Tensor | None]
+"""The entries of an Evaluation by name, of all episodes."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Evaluation:
     tasks come one after another, at the same presentations in every episode."""
     unconverged: Tensor | None = None
     """(E',) examples for which the credit found no signal, None where it cannot fail."""
+    residual: Tensor | None = None
+    """(E',) how far from rest the weights were, see Outcome; None after a stream."""
     diverged: tuple[int, ...] = ()
     """Indices of the episodes that did not stay finite."""
 
@@ -56,11 +60,7 @@ def evaluate(
             _score(learner, episodes[chunk], draws[chunk], blocks, tasks)
             for chunk in chunks(learner, episodes, batching)
         ]
-    table = {name: _joined([part[name] for part in parts]) for name in parts[0]}
-    loss = table["loss"]
-    assert loss is not None
-    finite = loss.isfinite()
-    lost = table["unconverged"]
+    lost = _joined([part["unconverged"] for part in parts])
     if lost is not None and bool(lost.any()):
         count = episodes.support_x.shape[:3].numel()
         warnings.warn(
@@ -70,13 +70,22 @@ def evaluate(
             UnconvergedWarning,
             stacklevel=2,
         )
+    return finite_ones(parts)
+
+
+def finite_ones(parts: list[Table]) -> Evaluation:
+    """The scores of some chunks of episodes, without those whose loss is not finite."""
+    table = {name: _joined([part[name] for part in parts]) for name in parts[0]}
+    loss = table["loss"]
+    assert loss is not None
+    finite = loss.isfinite()
     kept = {name: None if v is None else v[finite].cpu() for name, v in table.items()}
     return Evaluation(**kept, diverged=tuple((~finite).nonzero().flatten().tolist()))  # type: ignore[arg-type]
 
 
 def _score(
     learner: Learner, episodes: Episodes, draws: Draws, blocks: Blocks | None, tasks: int
-) -> dict[str, Tensor | None]:
+) -> Table:
     rollout = Rollout(learner, episodes, draws)
     right_after = []
     if blocks is None:
@@ -87,24 +96,31 @@ def _score(
             right_after.append(
                 [None if t is None else t[:, task] for t in scores_by_task(rollout, tasks)]
             )
-    loss, accuracy = query_scores(rollout)
-    task_loss, task_accuracy = scores_by_task(rollout, tasks)
+    table = final_scores(rollout, tasks)
     forgetting = None
     if len(right_after) > 1:
-        final, column, sign = (
-            (task_loss, 0, 1.0) if task_accuracy is None else (task_accuracy, 1, -1.0)
-        )
+        name, column, sign = "task_loss", 0, 1.0
+        if table["task_accuracy"] is not None:
+            name, column, sign = "task_accuracy", 1, -1.0
+        final = table[name]
         assert final is not None
         early = torch.stack([scores[column] for scores in right_after[:-1]], dim=1)
         order = [task for _, _, task in blocks or []][:-1]
         forgetting = sign * (final[:, order] - early).mean(1)
+    lost = rollout.moving["credit"].get("unconverged")
+    return {**table, "forgetting": forgetting, "unconverged": lost}
+
+
+def final_scores(rollout: Rollout, tasks: int) -> Table:
+    """Losses and accuracies under the present weights, of all queries and of each of K tasks."""
+    loss, accuracy = query_scores(rollout)
+    task_loss, task_accuracy = scores_by_task(rollout, tasks)
     return {
         "loss": loss,
         "accuracy": accuracy,
         "task_loss": task_loss,
         "task_accuracy": task_accuracy,
-        "forgetting": forgetting,
-        "unconverged": rollout.moving["credit"].get("unconverged"),
+        "forgetting": None,
     }
 
 

@@ -28,7 +28,6 @@ from metaplastic import (
     DirectFeedback,
     DirectRandomTarget,
     Eligibility,
-    Episodes,
     EquilibriumControl,
     EquilibriumNetwork,
     Evolution,
@@ -37,20 +36,19 @@ from metaplastic import (
     Implicit,
     InputModulation,
     KolenPollack,
-    Learner,
     LeastControl,
     MetaGradient,
     Network,
     Neuromodulation,
     Oja,
     OjaSubspace,
-    Outcome,
     PlasticityRule,
     Polynomial,
     Pool,
     RecurrentNetwork,
     Sanger,
     SignSymmetry,
+    ThroughRest,
     Unrolled,
     Unsupervised,
     WeightMirror,
@@ -342,6 +340,7 @@ METAGRADIENTS_AT_REST: dict[str, MetaGradient] = {
     "implicit-cg": Implicit("cg", steps=20, rate=0.7, tolerance=0.1, damping=0.1),
     "implicit-neumann": Implicit("neumann", steps=20, rate=0.7),
     "t1-t2": Implicit("identity", steps=20, rate=0.7),
+    "through-rest": ThroughRest(steps=20, rate=0.7, momentum=0.1),
 }
 """Those that see a rest point instead of the stream."""
 
@@ -427,28 +426,14 @@ class TestMetaGradientAtRest(OnDevices, MetaGradientContract):
         plasticity = Coefficient(0.02, granularity="neuron", bound="tanh", l1=0.01)
         return Consolidated(Oja(plasticity), 1.0, granularity="synapse")
 
-    @pytest.fixture(autouse=True)
-    def at_rest(self, monkeypatch: pytest.MonkeyPatch, metagradient: MetaGradient) -> None:
-        def consolidated(rate: float, learned: bool) -> PlasticityRule:
-            return Consolidated(Delta(rate, learned=learned), 1.0)
-
-        monkeypatch.setattr("metaplastic.testing.metagradient.Delta", consolidated)
-        if not (isinstance(metagradient, LeastControl) and metagradient.free_steps == 0):
-            monkeypatch.setattr("metaplastic.testing.metagradient.evaluate", rest_scores)
+    @pytest.fixture
+    def following(self) -> PlasticityRule:
+        return Consolidated(Delta(0.1, learned=True), 1.0)
 
     def test_its_outcome_says_how_the_learner_did(self, meta: MetaBench) -> None:
         if isinstance(meta.method, LeastControl) and meta.method.free_steps == 0:
             pytest.skip("its scores are those under control")
         super().test_its_outcome_says_how_the_learner_did(meta)
-
-
-def rest_scores(
-    learner: Learner, shown: Episodes, generator: torch.Generator | None = None
-) -> Outcome:
-    """By the gradient without an adjoint, which changes nothing of the scores."""
-    del generator
-    method = Implicit("identity", steps=60, rate=0.7, tolerance=1e-9)
-    return method.gradient(learner, shown)
 
 
 @pytest.mark.parametrize("name", list({type(RULES[n]()): n for n in RULES}.values()))

@@ -8,4 +8,5 @@ from metaplastic.metagradient.equilibrium import Unsettled as Unsettled
 from metaplastic.metagradient.evolution import Evolution as Evolution
 from metaplastic.metagradient.implicit import Implicit as Implicit
 from metaplastic.metagradient.least_control import LeastControl as LeastControl
+from metaplastic.metagradient.through_rest import ThroughRest as ThroughRest
 from metaplastic.metagradient.unrolled import Unrolled as Unrolled

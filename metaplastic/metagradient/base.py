@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaplastic.episodes import Episodes
 from metaplastic.errors import REMEDY
+from metaplastic.evaluation import Evaluation, evaluate
 from metaplastic.inner_loop import Draws, Rollout
 from metaplastic.learner import Learner
 
@@ -62,6 +63,14 @@ class MetaGradient(ABC):
         Every ``.grad`` is a finite tensor afterwards: a diverged episode is left out of the mean
         and reported. ``generator`` draws what the learner resamples, and noise.
         """
+
+    def evaluate(
+        self, learner: Learner, episodes: Episodes, *, generator: torch.Generator | None = None
+    ) -> Evaluation:
+        """Scores of the inner loop that the gradient is of: the stream, unless a method says
+        otherwise.
+        """
+        return evaluate(learner, episodes, generator=generator)
 
 
 def gradients(total: Tensor, parameters: list[torch.nn.Parameter]) -> tuple[Tensor, ...]:

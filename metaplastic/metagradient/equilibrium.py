@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metaplastic.episodes import Episodes
 from metaplastic.errors import ConfigurationError, check_choice
+from metaplastic.evaluation import Evaluation, final_scores, finite_ones, task_count
 from metaplastic.inner_loop import Batching, Draws, chunks, draw
 from metaplastic.learner import Learner
 from metaplastic.metagradient.base import (
@@ -22,7 +23,7 @@ from metaplastic.metagradient.base import (
     accumulate,
     gradients,
 )
-from metaplastic.metagradient.rest import Rest, check_field
+from metaplastic.metagradient.rest import Rest, check_field, relative, relax
 
 SETTLE = "take more steps, a lower rate or stronger consolidation"
 
@@ -86,7 +87,8 @@ class Equilibrium(MetaGradient):
         steps: Euler steps to the rest point.
         rate: length of a step; at 1 a step is one presentation of the whole support set.
         momentum: share of the last step that is added to the next.
-        tolerance: an episode with a larger residual did not settle, and is left out.
+        tolerance: an episode with a larger residual did not settle, and is left out; with
+            ``math.inf`` none is.
         batching: all episodes at once (``"vmap"``), one after another (``"loop"``), or by size and
             device (``"auto"``).
         limit: a query loss above it counts as diverged.
@@ -111,11 +113,10 @@ class Equilibrium(MetaGradient):
         check_choice(batching=(self.batching, Batching))
         if self.steps < 1:
             raise ConfigurationError(f"steps counts Euler steps, from 1; got {self.steps}.")
-        for name in ("rate", "tolerance"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ConfigurationError(
-                    f"{name} must be positive and finite; got {getattr(self, name)}."
-                )
+        if not 0.0 < self.rate < math.inf:
+            raise ConfigurationError(f"rate must be positive and finite; got {self.rate}.")
+        if not self.tolerance > 0.0:
+            raise ConfigurationError(f"tolerance must be positive; got {self.tolerance}.")
         if not 0.0 <= self.momentum < 1.0:
             raise ConfigurationError(f"momentum is a share, from 0 to 1; got {self.momentum}.")
 
@@ -155,6 +156,33 @@ class Equilibrium(MetaGradient):
             residual=torch.stack([s.residual[0] for s in every]) if every else like.new_zeros(0),
         )
 
+    def evaluate(
+        self, learner: Learner, episodes: Episodes, *, generator: torch.Generator | None = None
+    ) -> Evaluation:
+        """Scores of E episodes after ``steps`` steps without control, in the place of the stream;
+        ``residual`` is |f| over the field at the start. Raises as ``gradient`` does.
+        """
+        check_field(learner)
+        draws, tasks = draw(learner, episodes, generator), task_count(episodes)
+        parts = []
+        with torch.no_grad():
+            for chunk in chunks(learner, episodes, self.batching):
+                rest = Rest(learner, episodes[chunk], draws[chunk])
+                phi, first = self.free(rest), rest.field(rest.begin)
+                residual = relative(rest.field(phi), first, first)
+                table = final_scores(rest.at(phi), tasks)
+                parts.append({**table, "residual": residual})
+        return finite_ones(parts)
+
+    def free(self, rest: Rest) -> Tensor:
+        """The weights after ``steps`` steps without control, (E, P)."""
+        return relax(rest.field, rest.begin, self.steps, self.rate, self.momentum)
+
+    def score(self, rest: Rest, settled: Settled) -> Tensor:
+        """What has the gradient of E episodes as its own, (E,), with its graph."""
+        control = (settled.psi * rest.field(settled.phi)).sum(-1)
+        return rest.scores(settled.phi)[0] - control / settled.beta
+
     def _add(
         self,
         learner: Learner,
@@ -168,9 +196,7 @@ class Equilibrium(MetaGradient):
         if not indices:
             return
         rest = Rest(learner, episodes[indices], draws[indices])
-        control = (settled.psi * rest.field(settled.phi)).sum()
-        total = rest.scores(settled.phi)[0].sum() - control / settled.beta
-        found = gradients(total, sums.parameters)
+        found = gradients(self.score(rest, settled).sum(), sums.parameters)
         if all(bool(g.isfinite().all()) for g in found):
             sums.gradients = [a + b for a, b in zip(sums.gradients, found, strict=True)]
             sums.kept |= {index: settled[[row]] for row, index in enumerate(indices)}

@@ -11,7 +11,7 @@ from torch import Tensor
 from metaplastic.errors import ConfigurationError, check_choice
 from metaplastic.metagradient.equilibrium import SETTLE, Equilibrium, Settled
 from metaplastic.metagradient.linear_solvers import Product, conjugate_gradients, gmres, neumann
-from metaplastic.metagradient.rest import Rest, relative, relax
+from metaplastic.metagradient.rest import Rest, relative
 
 Solver = Literal["gmres", "cg", "neumann", "identity"]
 
@@ -53,7 +53,7 @@ class Implicit(Equilibrium):
 
     def settle(self, rest: Rest) -> Settled:
         first = rest.field(rest.begin)
-        phi = relax(rest.field, rest.begin, self.steps, self.rate, self.momentum)
+        phi = self.free(rest)
         slope = rest.slope(phi)
         if self.solver == "identity":
             psi, residual = -slope, relative(rest.field(phi), first, first)

@@ -60,11 +60,15 @@ class Rest(Rollout):
 
         return vmap(one)(phi, self.moving, self._stream)
 
-    def scores(self, phi: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Query loss (E,) with its graph, and accuracy (E,) or None, under phi."""
+    def at(self, phi: Tensor) -> Rest:
+        """The same episodes with weights phi."""
         moved = copy.copy(self)
         moved.moving = {**self.moving, "weights": self.moving["weights"] | self.weights(phi)}
-        return query_scores(moved)
+        return moved
+
+    def scores(self, phi: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Query loss (E,) with its graph, and accuracy (E,) or None, under phi."""
+        return query_scores(self.at(phi))
 
     def slope(self, phi: Tensor) -> Tensor:
         """Gradient of each episode's query loss, (E, P)."""
