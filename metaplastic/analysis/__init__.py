@@ -1,4 +1,4 @@
-"""What a learner's updates are like: their direction, their interference, and their feedback."""
+"""What a learner's updates are like: direction, interference, feedback, memory."""
 
 from metaplastic.analysis.angles import UpdateAngles as UpdateAngles
 from metaplastic.analysis.angles import degrees_between as degrees_between
@@ -9,3 +9,4 @@ from metaplastic.analysis.interference import ForgettingMatrix as ForgettingMatr
 from metaplastic.analysis.interference import Interference as Interference
 from metaplastic.analysis.interference import forgetting_matrix as forgetting_matrix
 from metaplastic.analysis.interference import interference as interference
+from metaplastic.analysis.memory import LiveBytes as LiveBytes

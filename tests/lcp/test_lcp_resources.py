@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
 
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from metaplastic import Episodes, Implicit, Learner, LeastControl, MetaGradient, Unrolled
+from metaplastic.analysis import LiveBytes
 from tests.helpers import regression
 from tests.lcp.parts import bilevel, local_field
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive, and remembers the most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
-        return found
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
 def peak(method: MetaGradient, learner: Learner, episodes: Episodes) -> int:
-    with Live() as live:
+    with LiveBytes() as live:
         method.gradient(learner, episodes)
     return live.peak
 

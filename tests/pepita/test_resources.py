@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
-
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from metaplastic import Backprop, CreditAssignment, Delta, InputModulation, Learner
+from metaplastic.analysis import LiveBytes
 from metaplastic.credit.forward_passes import check_precision
 from metaplastic.errors import ConfigurationError
 from tests.helpers import deviation, normal, presentation
@@ -55,51 +52,6 @@ def test_half_precision_is_refused(dtype: torch.dtype) -> None:
     learner = Learner(chain().to(dtype), InputModulation(), FLAT)
     with pytest.raises(ConfigurationError, match="half precision"):
         learner.assign_grads(normal(5, 6).to(dtype), torch.arange(5) % 4)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that were made inside it: now, and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak = 0, 0
-        self._seen: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        given = {s._cdata for s in map(_storage, tree_leaves((args, kwargs))) if s is not None}
-        for storage in map(_storage, tree_leaves(made)):
-            if storage is not None and storage._cdata not in given | self._seen.keys():
-                self._count(storage)
-        return made
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-
-        def gone(_: object) -> None:
-            self.now -= size
-            del self._seen[key]
-
-        self._seen[key] = weakref.ref(storage, gone)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-
-def _storage(leaf: object) -> torch.UntypedStorage | None:
-    return leaf.untyped_storage() if isinstance(leaf, torch.Tensor) else None
-
-
-def test_live_bytes_counts_what_lives() -> None:
-    with LiveBytes() as live:
-        x = torch.zeros(100, dtype=torch.float64)
-        y = x + 1
-        del x
-        z = y.reshape(10, 10)
-        assert (live.now, live.peak) == (800, 1600)
-        del y
-        assert live.now == 800
-        del z
-        assert live.now == 0
 
 
 def peak(credit: CreditAssignment, depth: int, rule: Delta) -> int:
