@@ -213,7 +213,8 @@ class FeedbackControl(ControllerFeedback):
             "their controller did not come closer to the target. k_p |lambda|max(J Q) dt / tau is "
             f"up to {float(bound.max()):.3g}, and simulations are stable below about 5: lower dt, "
             "gain or the feedback weights, raise tau; below that bound raise leak, or bring the "
-            "feedback closer to the transposed Jacobian."
+            "feedback closer to the transposed Jacobian; errors that the nudge brings down to the "
+            "rounding of the output are lost too: raise nudge, or compute in float64."
         )
 
     def _at_rest(self, shown: Shown, state: State, learn: Learn) -> tuple[State, Tensor]:
