@@ -16,6 +16,8 @@ from metaplastic import (
     Delta,
     DirectFeedback,
     Episodes,
+    EquilibriumControl,
+    InputModulation,
     LayeredNetwork,
     Learner,
     Oja,
@@ -31,10 +33,17 @@ from metaplastic.analysis import (
     interference,
     update_angles,
 )
-from metaplastic.credit import FeedbackAlignment, KolenPollack, SignSymmetry, WeightMirror
+from metaplastic.credit import (
+    FeedbackAlignment,
+    FeedbackControl,
+    KolenPollack,
+    SignSymmetry,
+    WeightMirror,
+)
 from metaplastic.errors import CompatibilityError, ConfigurationError, DataError
-from metaplastic.networks import RecurrentNetwork
+from metaplastic.networks import RecurrentNetwork, equilibrium_rnn
 from metaplastic.objectives import Objective
+from metaplastic.testing.parts import drawn
 from tests.helpers import (
     assert_close,
     classification,
@@ -418,11 +427,62 @@ def test_resampled_feedback_follows_the_generator():
     assert found[2] == {"layer1_feedback": pytest.approx(wanted, abs=1e-9)}
 
 
+def test_a_controller_stands_for_the_same_products():
+    """Its feedback begins as these products, and random feedback is somewhere else."""
+    network = mlp(4, 6, 5, 3)
+    exact = feedback_alignment(Learner(network, FeedbackControl(), Delta(0.1)).double())
+    assert list(exact) == ["layer0_feedback", "layer1_feedback", "layer2_feedback"]
+    assert all(angle < 1e-6 for angle in exact.values())
+    rules = {"position:0": None, "*": Delta(0.1)}
+    learner = Learner(network, FeedbackControl(initial="random"), rules).double()
+    weights = learner.start()["weights"]
+    assert feedback_alignment(learner) == {
+        "layer1_feedback": pytest.approx(
+            arc(weights["layer1_feedback"], weights["layer2_weight"].T), abs=1e-9
+        ),
+        "layer2_feedback": 0,
+    }
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("feedback", ["projection", "factors"])
+def test_input_feedback_stands_for_the_product_of_all_weights(sign, feedback):
+    credit = InputModulation("learned", sign=sign, feedback=feedback)
+    learner = Learner(mlp(4, 6, 5, 3), credit, Delta(0.1)).double()
+    w = {n: v.detach() for n, v in learner.network.weights().items()}
+    f = {n: v.detach() for n, v in learner.credit.weights().items()}
+    sent = f["layer0_feedback"]
+    if feedback == "factors":
+        sent = (f["layer2_feedback"] @ f["layer1_feedback"] @ sent).T
+    wanted = arc(-sign * sent, (w["layer2_weight"] @ w["layer1_weight"] @ w["layer0_weight"]).T)
+    assert feedback_alignment(learner) == {"layer0_feedback": pytest.approx(wanted, abs=1e-9)}
+    clean = InputModulation(pre="clean", output="clean")
+    only_last = {"position:last": Delta(0.1), "*": None}
+    assert feedback_alignment(Learner(mlp(4, 6, 3), clean, only_last)) == {}
+
+
+def test_feedback_at_rest_stands_for_the_weights_whose_rule_it_shares():
+    network = drawn(equilibrium_rnn(4, 5, 3))
+    learner = Learner(network, EquilibriumControl("kolen-pollack"), Delta(0.1)).double()
+    w, f = learner.network.weights(), learner.credit.weights()
+    wanted = {
+        f"{name}_feedback": pytest.approx(
+            arc(f[f"{name}_feedback"], w[f"{name}_weight"].detach()), abs=1e-9
+        )
+        for name in ("recurrent", "output")
+    }
+    assert feedback_alignment(learner) == wanted
+    linear = Learner(network, EquilibriumControl("linear"), Delta(0.1, derivative=False))
+    assert feedback_alignment(linear) == {}
+
+
 def test_convolutions_and_what_is_below_them_have_no_product():
     learner = Learner(networks("convolution"), DirectFeedback(output="feedback"), Delta(0.1))
     assert list(feedback_alignment(learner.double())) == ["layer1_feedback1"]
     learner = Learner(networks("convolution"), FeedbackAlignment(), Delta(0.1)).double()
     assert list(feedback_alignment(learner)) == ["layer1_feedback"]
+    learner = Learner(networks("convolution"), InputModulation(), Delta(0.1)).double()
+    assert feedback_alignment(learner) == {}
 
 
 @pytest.mark.parametrize(

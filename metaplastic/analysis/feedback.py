@@ -8,9 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from metaplastic.analysis.angles import degrees_between
-from metaplastic.credit import DirectFeedback, LayerwiseFeedback
+from metaplastic.credit import (
+    DirectFeedback,
+    FeedbackControl,
+    InputModulation,
+    LayerwiseFeedback,
+)
 from metaplastic.learner import Learner
 from metaplastic.networks import LayeredNetwork
+from metaplastic.networks.layer import Layer
 from metaplastic.signals import Presentation, State, Teacher
 
 
@@ -20,10 +26,14 @@ def feedback_alignment(
     """The angle between feedback and forward weights at the beginning of an episode, {feedback
     group: degrees 0..180}; about 90 where they know nothing of each other.
 
-    The matrix that sends errors down one layer is held against that layer's forward weights;
-    linear direct feedback to a layer against the transposed product of all forward weights above
-    it, (W_L ... W_{l+1})^T, slopes and norms left out. Convolutions and what is below them have no
-    such product. What has nothing to be held against is not in the result, {} for most credits.
+    The matrix that sends errors down one layer is held against that layer's forward weights, and so
+    is one that shares their rule, as in a network at rest; linear direct feedback to a layer, and a
+    controller's, against the transposed product of all forward weights above it,
+    (W_L ... W_{l+1})^T, slopes and norms left out; feedback to the input, as its sign sends a
+    wanted change of the output there, against (W_L ... W_1)^T, in factors their product under the
+    name of the first. Convolutions and what is below them have no such product. What has nothing to
+    be held against is not in the result, {} for most credits. How a controller's feedback stands to
+    the Jacobian at some examples is told by ``control.row_space_share``.
 
     Args:
         learner: left as it is.
@@ -42,13 +52,23 @@ def _pairs(
     learner: Learner, state: State, generator: torch.Generator
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(feedback group, its matrix, what it stands for), the two of one shape."""
-    if not isinstance(learner.network, LayeredNetwork):
-        return
-    if isinstance(learner.credit, LayerwiseFeedback):
-        yield from _layerwise(learner, learner.network, learner.credit, state, generator)
-    elif isinstance(learner.credit, DirectFeedback):
-        if learner.credit.depth == 1 and not learner.credit.rectify:
-            yield from _direct(learner.network, state["weights"])
+    network, credit, weights = learner.network, learner.credit, state["weights"]
+    if not isinstance(network, LayeredNetwork):
+        for name, group in credit.groups().items():
+            if group.twin is not None:
+                yield name, weights[name], weights[group.twin]
+    elif isinstance(credit, LayerwiseFeedback):
+        yield from _layerwise(learner, network, credit, state, generator)
+    elif isinstance(credit, DirectFeedback):
+        if credit.depth == 1 and not credit.rectify:
+            yield from _columns(network, weights, "_feedback1")
+    elif isinstance(credit, FeedbackControl):
+        yield from _columns(network, weights, "_feedback")
+    elif isinstance(credit, InputModulation) and credit.groups():
+        for layer, product in _products(network, weights):
+            if layer.index == 0:
+                sent = -credit.sign * credit.projection(weights)
+                yield next(iter(credit.groups())), sent, (product @ weights["layer0_weight"]).mT
 
 
 def _layerwise(
@@ -73,16 +93,24 @@ def _layerwise(
             yield name, credit.matrix(layer, state, presentation), forward
 
 
-def _direct(
-    network: LayeredNetwork, weights: dict[str, Tensor]
+def _columns(
+    network: LayeredNetwork, weights: dict[str, Tensor], ending: str
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
+    above = [(f"{layer.name}{ending}", product) for layer, product in _products(network, weights)]
+    for name, product in reversed(above):
+        if name in weights:
+            yield name, weights[name], product.mT
+
+
+def _products(
+    network: LayeredNetwork, weights: dict[str, Tensor]
+) -> Iterator[tuple[Layer, Tensor]]:
+    """Each layer with W_L ... W_{l+1} of those above it, (K, n_l), from the last one down to the
+    first above all convolutions.
+    """
     above = torch.eye(network.outputs).to(weights[network.layers[-1].names[0]])
-    found = []
     for layer in reversed(network.layers):
         if not isinstance(layer.synapses, nn.Linear):
-            break
-        name = f"{layer.name}_feedback1"
-        if name in weights:
-            found.append((name, weights[name], above.mT))
+            return
+        yield layer, above
         above = above @ weights[f"{layer.name}_weight"]
-    return reversed(found)

@@ -47,7 +47,7 @@ class InputModulation(InputProjection):
             at once as twice as many sites (which ``reduction="positions"`` counts); or
             ``"time-local"``, where each layer learns the second of these terms in the clean pass
             already, and the modulated one runs with the changed weights, so that no activity is
-            kept.
+            kept; a rule's decay or consolidation acts in both passes.
         feedback: ``"projection"``, F (n_0, K) itself as ``layer0_feedback``; ``"factors"``, F =
             F_1 .. F_L through Linear layers, ``layer0_feedback`` on, F_l^T in the shape of W_l,
             normal; or ``"mirror"``, factors that learn W by a rule of ``"role:feedback"`` from

@@ -22,7 +22,8 @@ class Consolidated(PlasticityRule):
     It gives a rule a rest point, which ``Implicit`` and ``LeastControl`` need. With Delta at rate 1
     on errors by backpropagation the change is minus the gradient of
     loss + strength / 2 |W - W_0|^2, the inner objective of implicit MAML (Rajeswaran et al. 2019).
-    The outer loop learns W_0 through it, the prior of every synapse.
+    The outer loop learns W_0 through it, the prior of every synapse. A credit that tells a
+    presentation in n pieces pulls n times by strength / n.
 
     Args:
         rule: what is consolidated.

@@ -12,12 +12,17 @@ from metaplastic.equilibrium import SolverOptions
 from metaplastic.networks import equilibrium_rnn
 from metaplastic.rules import Rules
 from metaplastic.signals import State
-from tests.helpers import heard, normal, presentation
+from tests.helpers import heard, normal, presentation, seeded
 
 TIGHT: SolverOptions = {"method": "anderson", "tolerance": 1e-15, "sweeps": 500}
 LEAK = 0.1
 GRADIENT = Delta(1.0, derivative=False)
 N, OUT = 4, 3
+HARD = float("inf")
+KINDS = ("inversion", "kolen-pollack", "energy")
+"""The ways to the least control."""
+X, Y = normal(7, 5, seed=1), normal(7, OUT, seed=2)
+LABELS = torch.randint(OUT, (7,), generator=seeded(3))
 
 
 def rnn(seed: int = 0, *, size: float = 0.3) -> EquilibriumNetwork:
@@ -38,13 +43,27 @@ def controlled(
     **options,
 ) -> Learner:
     """Control of strength beta (hard where it is inf); the rule asks for minus the gradient."""
-    hard = beta == float("inf")
+    hard = beta == HARD
     options = {"solver": TIGHT, **({"weights": "learned"} if "pollack" in psi else {}), **options}
     credit = EquilibriumControl(
         psi, integral=1.0 if hard else beta * LEAK, leak=0.0 if hard else LEAK, **options
     )
     rules = {"*": GRADIENT} if rule is None else rule
     return Learner(copy.deepcopy(network), credit, rules, objective).double()
+
+
+def given(kind: str, beta: float, objective: Objective | None = None) -> Learner:
+    """A learner of one of the KINDS; Kolen-Pollack feedback is the transpose."""
+    extra = {"start": "inversion"} if kind == "energy" else {}
+    learner = controlled(rnn(), kind, beta, objective=objective, **extra)
+    if kind == "kolen-pollack":
+        set_feedback(learner, transposable(learner))
+    return learner
+
+
+def weights_of(learner: Learner) -> dict[str, Tensor]:
+    """The network's own, without a graph."""
+    return {n: w.detach() for n, w in learner.network.weights().items()}
 
 
 def set_feedback(learner: Learner, values: dict[str, Tensor]) -> None:
@@ -55,8 +74,8 @@ def set_feedback(learner: Learner, values: dict[str, Tensor]) -> None:
 
 def transposable(learner: Learner) -> dict[str, Tensor]:
     """For Kolen-Pollack feedback, the forward weights."""
-    weights = learner.network.weights()
-    return {n: weights[str(g.twin)].detach() for n, g in learner.credit.groups().items()}
+    weights = weights_of(learner)
+    return {n: weights[str(g.twin)] for n, g in learner.credit.groups().items()}
 
 
 class Plain:

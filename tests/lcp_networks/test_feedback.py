@@ -7,36 +7,22 @@ import torch
 from torch import Tensor
 
 from metaplastic import Delta, SquaredError
-from tests.helpers import assert_close, deviation, normal, presentation, seeded
+from tests.helpers import assert_close, deviation, normal, presentation
 from tests.lcp_networks.parts import (
+    HARD,
+    LABELS,
     OUT,
     Plain,
+    X,
+    Y,
     controlled,
+    given,
     grads,
     rnn,
     seen,
     set_feedback,
-    transposable,
+    weights_of,
 )
-
-HARD = float("inf")
-KINDS = ("inversion", "kolen-pollack", "energy")
-X, Y = normal(7, 5, seed=1), normal(7, OUT, seed=2)
-LABELS = torch.randint(OUT, (7,), generator=seeded(3))
-
-
-def weights_of(learner) -> dict[str, Tensor]:
-    return {n: w.detach() for n, w in learner.network.weights().items()}
-
-
-def given(kind: str, beta: float, objective=None):
-    """A learner of a kind; Kolen-Pollack feedback is the transpose."""
-    extra = {"start": "inversion"} if kind == "energy" else {}
-    learner = controlled(rnn(), kind, beta, objective=objective, **extra)
-    if kind == "kolen-pollack":
-        set_feedback(learner, transposable(learner))
-    return learner
-
 
 # --- T11 ---
 

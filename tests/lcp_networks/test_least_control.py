@@ -9,39 +9,25 @@ from torch.func import grad, jacrev, vmap
 
 from metaplastic import CrossEntropy, Delta, SquaredError
 from metaplastic.equilibrium import Controlled, Energy, Inversion, Solver, rest
-from tests.helpers import assert_close, deviation, heard, normal, presentation, seeded
+from tests.helpers import assert_close, deviation, heard, normal, presentation
 from tests.lcp_networks.parts import (
     GRADIENT,
+    HARD,
+    KINDS,
+    LABELS,
     OUT,
     TIGHT,
     Plain,
+    X,
+    Y,
     controlled,
+    given,
     grads,
     loss_gradient,
     rnn,
     seen,
-    set_feedback,
-    transposable,
+    weights_of,
 )
-
-HARD = float("inf")
-KINDS = ("inversion", "kolen-pollack", "energy")
-X, Y = normal(7, 5, seed=1), normal(7, OUT, seed=2)
-LABELS = torch.randint(OUT, (7,), generator=seeded(3))
-
-
-def weights_of(learner) -> dict[str, Tensor]:
-    return {n: w.detach() for n, w in learner.network.weights().items()}
-
-
-def given(kind: str, beta: float, objective=None):
-    """A learner of a kind; Kolen-Pollack feedback is the transpose."""
-    extra = {"start": "inversion"} if kind == "energy" else {}
-    learner = controlled(rnn(), kind, beta, objective=objective, **extra)
-    if kind == "kolen-pollack":
-        set_feedback(learner, transposable(learner))
-    return learner
-
 
 # --- T8 ---
 

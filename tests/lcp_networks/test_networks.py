@@ -27,10 +27,7 @@ from metaplastic.networks import equilibrium_block, equilibrium_chain
 from metaplastic.networks.populations import WiredPoint
 from metaplastic.testing.parts import drawn
 from tests.helpers import assert_close, deviation, heard, mlp, normal, presentation, seeded
-from tests.lcp_networks.parts import GRADIENT, OUT, TIGHT, Plain, controlled, grads, rnn
-
-X = normal(7, 5, seed=1)
-LABELS = torch.randint(OUT, (7,), generator=seeded(3))
+from tests.lcp_networks.parts import GRADIENT, LABELS, OUT, TIGHT, Plain, X, controlled, grads, rnn
 
 
 def conv_chain() -> nn.Sequential:

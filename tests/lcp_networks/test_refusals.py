@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import nn
 
 from metaplastic import (
@@ -21,11 +20,8 @@ from metaplastic.errors import (
     UnsupportedLayerError,
 )
 from metaplastic.networks import equilibrium_chain, equilibrium_rnn
-from tests.helpers import mlp, normal, seeded
-from tests.lcp_networks.parts import GRADIENT, OUT, controlled, grads, rnn
-
-X = normal(7, 5, seed=1)
-LABELS = torch.randint(OUT, (7,), generator=seeded(3))
+from tests.helpers import mlp, normal
+from tests.lcp_networks.parts import GRADIENT, HARD, LABELS, OUT, X, controlled, grads, rnn
 
 
 @pytest.mark.parametrize(
@@ -50,8 +46,8 @@ def test_options_that_make_no_sense_are_refused(options: dict, match: str) -> No
 
 def test_hard_control_needs_a_target_that_an_output_can_have() -> None:
     with pytest.raises(ConfigurationError, match="CrossEntropy has nowhere"):
-        grads(controlled(rnn(), beta=float("inf"), objective=CrossEntropy()), X, LABELS)
-    learner = controlled(rnn(), beta=float("inf"), objective=SquaredError()).clone()
+        grads(controlled(rnn(), beta=HARD, objective=CrossEntropy()), X, LABELS)
+    learner = controlled(rnn(), beta=HARD, objective=SquaredError()).clone()
     with pytest.raises(CompatibilityError, match="reads only the output error"):
         learner.adapt(learner(X).square().mean())
 
