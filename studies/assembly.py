@@ -14,7 +14,7 @@ from metaplastic.learner import Learner
 from metaplastic.recipes import recipe
 from metaplastic.seeds import streams
 from metaplastic.training import MetaTraining
-from studies.config import RunConfig, make_metagradient
+from studies.config import RunConfig, run_metagradient
 from studies.networks import build_architecture, build_network
 from tasks import Omniglot, Task, make_task
 
@@ -72,7 +72,7 @@ def make_training(config: RunConfig, task: Task, learner: Learner) -> MetaTraini
     return MetaTraining(
         learner,
         lambda generator: task.episodes("train", config.episodes, generator),
-        metagradient=make_metagradient(config.metagradient, named),
+        metagradient=run_metagradient(config),
         optimizer=optimizer,
         scheduler=scheduler,
         clip=options.clip,

@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from metaplastic.errors import CheckpointError, ConfigurationError, UnknownNameError
-from metaplastic.metagradient import Evolution, MetaGradient, Unrolled
-from metaplastic.recipes import Recipe, recipe
+from metaplastic.metagradient import Equilibrium, Evolution, MetaGradient, Unrolled
+from metaplastic.recipes import RECIPES, Options, Recipe, recipe
 from studies.presets import sizes
 from tasks import TASKS
 
 FILE = "config.json"
+AT_REST = "at-rest"
+"""The learner's own meta-gradient at rest."""
 METAGRADIENTS: dict[str, str | None] = {
     "unrolled": None,
     "unrolled-checkpoint": "checkpoint_every",
     "truncated": "truncate",
     "first-order": None,
     "evolution": "pairs",
+    AT_REST: None,
 }
 """Meta-gradients by name, and the option that their ``:K`` sets."""
 
@@ -113,7 +116,8 @@ def make_config(
     own = dict(options or {})
     values = {**size.options, **own}
     _check_types(named, values)
-    kept = asdict(named.configure(values))
+    chosen = named.configure(values)
+    kept = asdict(chosen)
     steps = size.steps if steps is None else steps
     episodes = size.episodes if episodes is None else episodes
     if steps < 1 or episodes < 1 or seed < 0:
@@ -121,11 +125,12 @@ def make_config(
             f"steps and episodes count from 1 and a seed from 0; got steps {steps}, episodes "
             f"{episodes}, seed {seed}."
         )
-    metagradient = metagradient or ("first-order" if named.first_order else "unrolled")
-    make_metagradient(metagradient, named)
+    metagradient = metagradient or default_metagradient(named)
+    make_metagradient(metagradient, named, chosen)
     search = {}
     tuned = named.tuned_on and task.startswith(f"{named.tuned_on}-")
-    if kept.get("learned") and "rate" in kept and "rate" not in values and not tuned:
+    streams = named.rest is None
+    if streams and kept.get("learned") and "rate" in kept and "rate" not in values and not tuned:
         search = {
             "rates": list(size.rates),
             "steps": max(1, round(size.rate_share * steps)),
@@ -150,10 +155,22 @@ def make_config(
     )
 
 
-def make_metagradient(text: str, named: Recipe) -> MetaGradient:
+def default_metagradient(named: Recipe) -> str:
+    """The name of the meta-gradient that a learner is trained by where none is given."""
+    if named.rest is not None:
+        return AT_REST
+    return "first-order" if named.first_order else "unrolled"
+
+
+def make_metagradient(text: str, named: Recipe, options: Options | None = None) -> MetaGradient:
     """The meta-gradient that ``unrolled``, ``unrolled-checkpoint:K``, ``truncated:K``,
-    ``first-order`` or ``evolution:K`` names; a first-order recipe is first order wherever the inner
-    loop is unrolled.
+    ``first-order``, ``evolution:K`` or ``at-rest`` names. A first-order recipe is first order
+    wherever the inner loop is unrolled; ``at-rest`` is the learner's own, made from its
+    ``options`` (the default ones).
+
+    Raises:
+        UnknownNameError: for another name.
+        ConfigurationError: for another spelling, and ``at-rest`` for a learner without one.
     """
     name, _, number = text.partition(":")
     if name not in METAGRADIENTS:
@@ -165,7 +182,27 @@ def make_metagradient(text: str, named: Recipe) -> MetaGradient:
     values: dict[str, Any] = {option: int(number)} if option else {}
     if name == "evolution":
         return Evolution(**values)
+    if name == AT_REST:
+        if named.rest is None:
+            able = ", ".join(name for name, known in RECIPES.items() if known.rest is not None)
+            raise ConfigurationError(
+                f"the learner {named.name} has no meta-gradient at rest; {able} have. Leave "
+                "--metagradient out, or take one of these."
+            )
+        return named.rest(named.options if options is None else options)
     return Unrolled(first_order=named.first_order or name == "first-order", **values)
+
+
+def run_metagradient(config: RunConfig) -> MetaGradient:
+    """The meta-gradient of a run."""
+    named = recipe(config.learner)
+    return make_metagradient(config.metagradient, named, named.configure(config.options))
+
+
+def own_rest(config: RunConfig) -> Equilibrium | None:
+    """The method at rest of a run's learner, None for one that has none."""
+    named = recipe(config.learner)
+    return None if named.rest is None else named.rest(named.configure(config.options))
 
 
 def read_options(path: str | Path) -> dict[str, Any]:

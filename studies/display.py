@@ -156,12 +156,12 @@ def clock(seconds: float) -> str:
 
 
 def scores(status: Status) -> str:
-    """Loss, accuracy and what diverged, as far as there is any."""
+    """Loss, accuracy and how many episodes were left out, as far as there is any."""
     words = []
     if status.loss is not None:
         words.append(f"loss {status.loss:.3g}")
     if status.accuracy is not None:
         words.append(f"acc {100 * status.accuracy:.0f} %")
     if status.diverged:
-        words.append(f"{status.diverged} diverged")
+        words.append(f"{status.diverged} left out")
     return " ".join(words)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from studies.config import AT_REST
 from studies.gather import Run
 from studies.style import GRID, INK, MUTED, colours, end_labels
 
@@ -105,10 +106,12 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def age_figure(runs: Sequence[Run]) -> Figure | None:
-    """The score of each task of the stream after the whole stream, with 95 % intervals."""
+    """The score of each task of the stream after the whole stream, with 95 % intervals; at rest
+    there is no order.
+    """
     from matplotlib.figure import Figure
 
-    drawn = [run for run in runs if len(run.scores.get("by_task", ())) > 0]
+    drawn = [r for r in runs if len(r.scores.get("by_task", ())) > 0 and not _at_rest(r)]
     if not drawn:
         return None
     accuracy = drawn[0].config.chance is not None
@@ -161,8 +164,8 @@ def _chance(axes: Axes, runs: Sequence[Run]) -> list[tuple[float, str, str]]:
 
 
 def functions_figure(runs: Sequence[Run]) -> Figure | None:
-    """One unseen episode after its whole stream: a row for each learner, a panel for each function,
-    the true function in grey.
+    """One unseen episode after its whole stream or at rest: a row for each learner, a panel for
+    each function, the true function in grey.
     """
     from matplotlib.figure import Figure
 
@@ -191,8 +194,10 @@ def functions_figure(runs: Sequence[Run]) -> Figure | None:
             if k == 0:
                 axes.set_ylabel(run.label, color=colour, fontweight="bold")
     figure.supxlabel("x", color=MUTED, fontsize=10)
+    settled = {_at_rest(run) for run in drawn}
+    when = "" if len(settled) > 1 else " at rest" if True in settled else " after the whole stream"
     figure.suptitle(
-        "Fitted functions after the whole stream (grey: true)",
+        f"Fitted functions{when} (grey: true)",
         x=0.01,
         ha="left",
         fontweight="bold",
@@ -200,6 +205,11 @@ def functions_figure(runs: Sequence[Run]) -> Figure | None:
         color=INK,
     )
     return figure
+
+
+def _at_rest(run: Run) -> bool:
+    """Whether its scores are of a rest point."""
+    return run.row["metagradient"] == AT_REST
 
 
 def _function_name(k: int, count: int) -> str:

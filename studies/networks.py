@@ -30,13 +30,14 @@ def build_network(
     generator: torch.Generator,
     feature_norm: float = 4.0,
 ) -> LayeredNetwork:
-    """The network that fits a task: plastic Linear layers of widths ``hidden`` with ReLUs.
+    """The network that fits a task: plastic Linear layers of widths ``hidden`` with ReLUs, or with
+    tanh units for a learner that needs a smooth field (``recipe.smooth``).
 
     Vectors go straight in. Images pass a trunk first: three 3x3 convolutions with stride 2 and 32
     channels, ReLUs, and a normalisation that gives the features mean 0 and the Euclidean norm
     ``feature_norm``. For a learner whose every layer is plastic (``recipe.whole``) the trunk is
-    part of the chain. He-normal weights and zero biases come from ``generator`` alone, so that
-    every learner starts from the same network.
+    part of the chain and has the units of the chain. He-normal weights and zero biases come from
+    ``generator`` alone, so that every learner starts from the same weights.
 
     Raises:
         ConfigurationError: for inputs that are neither vectors nor images, or widths below 1.
@@ -49,10 +50,12 @@ def build_network(
     shape = task.input_shape
     if len(shape) not in (1, 3):
         raise ConfigurationError(f"{task.name} has inputs of shape {shape}: no network for these.")
-    convolutions = [] if len(shape) == 1 else _convolutions(shape, feature_norm)
-    features = shape[0] if len(shape) == 1 else _feature_count(shape)
+    vectors, unit = len(shape) == 1, nn.Tanh if recipe.smooth else nn.ReLU
+    in_front = unit if recipe.whole else nn.ReLU
+    convolutions = [] if vectors else _convolutions(shape, feature_norm, in_front)
+    features = shape[0] if vectors else _feature_count(shape)
     whole = recipe.whole and bool(convolutions)
-    chain = [*(convolutions if whole else ()), *_dense(features, hidden, task.outputs)]
+    chain = [*(convolutions if whole else ()), *_dense(features, hidden, task.outputs, unit)]
     trunk = nn.Sequential(*convolutions) if convolutions and not whole else None
     network = LayeredNetwork(nn.Sequential(*chain), trunk=trunk, input_shape=shape)
     _draw(network, generator)
@@ -106,13 +109,15 @@ def _parts(found: re.Match[str] | None) -> tuple[str, str]:
     return found["channels"] or "", found["mlp"] or found["widths"] or ""
 
 
-def _convolutions(shape: tuple[int, ...], feature_norm: float) -> list[nn.Module]:
+def _convolutions(
+    shape: tuple[int, ...], feature_norm: float, unit: type[nn.Module]
+) -> list[nn.Module]:
     found: list[nn.Module] = []
     channels = shape[0]
     for _ in range(CONVOLUTIONS):
         found += [
             skip_init(nn.Conv2d, channels, CHANNELS, 3, stride=2, padding=1),
-            nn.ReLU(),
+            unit(),
         ]
         channels = CHANNELS
     count = _feature_count(shape)
@@ -130,11 +135,13 @@ def _feature_count(shape: tuple[int, ...]) -> int:
     return CHANNELS * size[0] * size[1]
 
 
-def _dense(features: int, hidden: Sequence[int], outputs: int) -> list[nn.Module]:
+def _dense(
+    features: int, hidden: Sequence[int], outputs: int, unit: type[nn.Module]
+) -> list[nn.Module]:
     widths = [features, *hidden, outputs]
     found: list[nn.Module] = []
     for n_in, n_out in pairwise(widths):
-        found += [skip_init(nn.Linear, n_in, n_out), nn.ReLU()]
+        found += [skip_init(nn.Linear, n_in, n_out), unit()]
     return found[:-1]
 
 

@@ -11,7 +11,14 @@ from typing import Any
 
 from metaplastic.recipes import RECIPES
 from studies.gather import Run
-from studies.words import badness, forgetting_text, score_name, score_text
+from studies.words import (
+    badness,
+    forgetting_text,
+    rest_head,
+    rest_texts,
+    score_name,
+    score_text,
+)
 
 STYLE = """
 :root { color-scheme: light; }
@@ -36,6 +43,12 @@ dt { color: #6b6b6b; } dd { margin: 0; overflow-wrap: anywhere; }
 """
 WORDS = (1,)
 """The columns of words in the table of runs."""
+REST_NOTE = (
+    " The score of a learner is that of the inner loop that it was trained for. Learners at rest "
+    "have two: at rest, the whole support set shown as one batch until the weights settle, without "
+    "an order; and online, example after example. The residual is how far from rest the weights "
+    "still were, as a share of the first push."
+)
 
 
 @dataclass
@@ -124,11 +137,15 @@ def _section(section: Section) -> str:
     rows = [run.row for run in section.runs]
     chance = section.runs[0].config.chance
     score = score_name(chance)
-    head = ["learner", "what it is", score, "query loss", "forgetting", "diverged", "meta-steps"]
+    rest = rest_head(rows)
+    head = ["learner", "what it is", score, *rest, "query loss", "forgetting"]
+    head += ["diverged", "meta-steps"]
     if chance is None:
         head.remove("query loss")  # it is the score
     order = sorted(section.runs, key=lambda run: badness(run.row))
-    lines = [_line(run, best=i == 0 and len(order) > 1) for i, run in enumerate(order)]
+    lines = [
+        _line(run, best=i == 0 and len(order) > 1, rest=bool(rest)) for i, run in enumerate(order)
+    ]
     note = (
         f"± is half the 95 % interval over {rows[0]['episodes']} unseen episodes, which are the "
         "same for every learner. Forgetting is how much worse all tasks but the latest have become "
@@ -136,6 +153,8 @@ def _section(section: Section) -> str:
     )
     if len({row["seed"] for row in rows}) == 1:
         note += " All are of one seed; another one gives other numbers."
+    if rest:
+        note += REST_NOTE
     if chance is not None:
         note += f" Chance is {100 * chance:.0f} %."
     pictures = "\n".join(figure(*picture) for picture in section.pictures)
@@ -145,13 +164,14 @@ def _section(section: Section) -> str:
     )
 
 
-def _line(run: Run, best: bool) -> str:
+def _line(run: Run, best: bool, rest: bool) -> str:
     row, known = run.row, RECIPES.get(run.config.learner)
     loss = "–" if row["loss"] is None else f"{row['loss']:.3g}"
     cells = [
         run.label,
         "" if known is None else known.about,
         score_text(row),
+        *(rest_texts(row) if rest else ()),
         *(() if run.config.chance is None else (loss,)),
         forgetting_text(row) or "–",
         str(row["diverged"]),

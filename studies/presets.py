@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from metaplastic.errors import ConfigurationError, UnknownNameError
+from metaplastic.recipes import RECIPES
 
 Decay = Literal["constant", "cosine", "late"]
 
@@ -94,6 +95,30 @@ def _pools(shots: int) -> dict[str, Sizes]:
     }
 
 
+def _points(**options: float) -> dict[str, Sizes]:
+    """The sizes of regression at rest: ten points of one sinusoid, which a stream shows singly."""
+    shared: dict[str, Any] = {"options": options, "decay": "late"}
+    few = {**options, "rate": 0.1, "steps": 25}
+    return {
+        "smoke": Sizes(20, 2, 20, (16,), _sinusoid(1, 10, 1), options=few),
+        "quick": Sizes(300, 8, 200, (40, 40), _sinusoid(1, 10, 1), **shared),
+        "acceptance": Sizes(1000, 8, 500, (40, 40), _sinusoid(1, 10, 1), **shared),
+        "full": Sizes(25_000, 25, 1000, (40, 40), _sinusoid(1, 10, 1), **shared),
+    }
+
+
+def _classes(**options: float) -> dict[str, Sizes]:
+    """The sizes of few-shot classification at rest."""
+    shared: dict[str, Any] = {"options": options, "decay": "late"}
+    few = {**options, "rate": 0.1, "steps": 25}
+    return {
+        "smoke": Sizes(20, 2, 20, (16,), _images(3, 2, 2), options=few),
+        "quick": Sizes(80, 8, 200, (64,), _images(5, 5), **shared),
+        "acceptance": Sizes(300, 8, 500, (64,), _images(5, 5), **shared),
+        "full": Sizes(4000, 32, 500, (128,), _images(5, 5, 15), **shared),
+    }
+
+
 _CONTROL = {
     "initial_rate": 0.01,
     "feedback_rate": 0.01,
@@ -101,6 +126,9 @@ _CONTROL = {
     "clip": 1.0,
     "leak": 1.0,
 }
+# Set by hand, so that every method settles at the start and on the way.
+_SETTLING = {"initial_rate": 0.01, "strength": 3.0, "rate": 0.03}
+_AT_REST = [name for name, known in RECIPES.items() if known.rest is not None]
 TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
     # Set by hand. `python -m studies search --task sinusoid-continual --learner NAME --preset quick
     # --trials 16 --seed 1000` found nothing better for flp, and for feedback-delta and dfa nothing
@@ -139,8 +167,14 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
         "acceptance": Sizes(1500, 4, 500, (128,), _digits(10, 10), decay="late"),
         "full": Sizes(20_000, 8, 500, (128,), _digits(20, 10), decay="late"),
     },
+    **{("sinusoid-iid", name): _points(**_SETTLING) for name in _AT_REST},
+    ("sinusoid-iid", "lcp"): _points(**_SETTLING, steps=150),
+    ("sinusoid-iid", "flp-lcp"): _points(
+        initial_rate=0.01, feedback_rate=0.01, plasticity_rate=3e-3
+    ),
+    **{(f"{task}-iid", name): _classes() for name in _AT_REST for task in ("glyphs", "omniglot")},
 }
-"""(task family, learner or ``*``) -> preset -> sizes; a learner's own row comes before ``*``."""
+"""(task or its family, learner or ``*``) -> preset -> sizes; what is narrower comes first."""
 
 
 def sizes(task: str, learner: str, preset: str) -> Sizes:
@@ -151,7 +185,7 @@ def sizes(task: str, learner: str, preset: str) -> Sizes:
     if preset not in PRESETS:
         raise UnknownNameError("preset", preset, PRESETS)
     family = task.partition("-")[0]
-    for key in ((family, learner), (family, "*")):
+    for key in ((task, learner), (family, learner), (family, "*")):
         if preset in TABLE.get(key, {}):
             return TABLE[key][preset]
     raise ConfigurationError(

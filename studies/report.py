@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from studies.figures import age_figure, curve_figure, functions_figure
 from studies.figures_analysis import (
@@ -24,18 +24,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+Shown = TypeVar("Shown")
+
+
 @dataclass(frozen=True)
-class Picture:
-    """One kind of picture."""
+class Picture(Generic[Shown]):
+    """One kind of picture, of some runs."""
 
     name: str
     """The end of its file name, ``<task>-<name>.png``."""
     caption: str
-    draw: Callable[[Sequence[Run]], Figure | None]
+    draw: Callable[[Sequence[Shown]], Figure | None]
     """None where the runs have nothing to show in it."""
 
 
-PICTURES = (
+PICTURES: tuple[Picture[Run], ...] = (
     Picture(
         "curve",
         "Meta-learning: the query loss of the training episodes at every meta-step (faint) and its "
@@ -50,8 +53,8 @@ PICTURES = (
     ),
     Picture(
         "functions",
-        "One unseen episode: each learner saw the functions one after the other and is asked about "
-        "all of them at the end.",
+        "One unseen episode: each learner saw examples of every function and is asked about all of "
+        "them at the end: of the stream, or of the way to the rest point.",
         functions_figure,
     ),
     Picture(
@@ -95,19 +98,33 @@ def write_report(out: Path, runs: Sequence[Run], title: str, result: dict) -> li
     for task in dict.fromkeys(run.row["task"] for run in runs):
         drawn = [run for run in runs if run.row["task"] == task]
         section = Section(task, drawn)
-        for picture in PICTURES:
-            name = f"{task}-{picture.name}.png"
-            try:
-                content = render(partial(picture.draw, drawn))
-            except ImportError:
-                left_out.append(name)
-                continue
-            if content is not None:
-                (out / name).write_bytes(content)
-                section.pictures.append((name, picture.caption, content))
+        section.pictures, missing = write_pictures(out, task, PICTURES, drawn)
+        left_out += missing
         sections.append(section)
     write_page(out / "report.html", title, result, sections, left_out)
     return left_out
+
+
+def write_pictures(
+    out: Path, task: str, pictures: Sequence[Picture[Shown]], runs: Sequence[Shown]
+) -> tuple[list[tuple[str, str, bytes]], list[str]]:
+    """Write ``<task>-<name>.png`` of each picture that has anything to show.
+
+    Returns their names, captions and contents, and the names of those that were left out because
+    matplotlib is missing.
+    """
+    written, left_out = [], []
+    for picture in pictures:
+        name = f"{task}-{picture.name}.png"
+        try:
+            content = render(partial(picture.draw, runs))
+        except ImportError:
+            left_out.append(name)
+            continue
+        if content is not None:
+            (out / name).write_bytes(content)
+            written.append((name, picture.caption, content))
+    return written, left_out
 
 
 def save_figure(path: Path, draw: Callable[[], Figure | None]) -> bool:

@@ -31,6 +31,10 @@ KEYS = (
     "rows",
     "headline",
 )
+REST_KEYS = ("online_score", "rest_score", "residual")
+"""Of learners with a method at rest, null for others: the accuracy (or loss) after the stream, the
+same at the rest point, means over all episodes, of which one that diverged counts as wrong and
+leaves no loss; and how far from rest the weights were. A row written without them gets nulls."""
 ROW_KEYS = (
     "task",
     "learner",
@@ -44,6 +48,7 @@ ROW_KEYS = (
     "per_task",
     "forgetting",
     "diverged",
+    *REST_KEYS,
 )
 """``episodes`` counts the unseen episodes, ``diverged`` those of them left out. ``ci95`` is half
 the width of the 95 % interval over episodes of the accuracy, or of the loss where there is no
@@ -64,7 +69,8 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``result.json``. It names no folder and no host."""
-        for row in self.rows:
+        rows = [{**row, **{name: row.get(name) for name in REST_KEYS}} for row in self.rows]
+        for row in rows:
             assert tuple(row) == ROW_KEYS, f"a row has the keys {ROW_KEYS}, got {tuple(row)}"
         values = {
             "schema": SCHEMA,
@@ -75,7 +81,7 @@ class Result:
             "machine": machine(self.device),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 1),
-            "rows": self.rows,
+            "rows": rows,
             "headline": self.headline,
         }
         return finite(values)

@@ -15,10 +15,10 @@ from metaplastic.portable import save_rule
 from metaplastic.training import StepReport
 from studies.analysis import AlignmentLog, analyse, write_analysis
 from studies.assembly import make_learner, make_run_task, make_training, pinned
-from studies.config import RunConfig
+from studies.config import RunConfig, own_rest
 from studies.logs import Log
 from studies.results import Result
-from studies.scoring import fitted_functions, mean, score
+from studies.scoring import fitted_functions, mean, score, score_run
 from studies.status import Every, Report, Smooth, Status
 from studies.words import run_headline
 from tasks import Task
@@ -95,16 +95,17 @@ def run_training(
             raise Interrupted(_resume_hint(out, training.steps, config.steps))
     save()
 
-    def between(done: int) -> None:
-        report(Status("testing", done, config.test, diverged=diverged, unit="episodes"))
+    def between(done: int, total: int) -> None:
+        report(Status("testing", done, total, diverged=diverged, unit="episodes"))
         if stop():
             raise Interrupted(_resume_hint(out, training.steps, config.steps))
 
-    scores = score(learner, task, config.test, between=between)
-    scores.write(out, fitted_functions(learner, task))
+    trained = training.metagradient
+    scores, values = score_run(learner, task, config.test, trained, own_rest(config), between)
+    scores.write(out, fitted_functions(learner, task, trained))
     save_rule(learner, out / RULE, task=config.task, score=mean(scores.score))
     write_analysis(out, analyse(learner, task))
-    row = {**row_of(config), **scores.row()}
+    row = {**row_of(config), **values}
     result = Result(
         command="train",
         config=config.as_json(),
@@ -158,7 +159,8 @@ def search_rate(
         trial = replace(config, options={**config.options, "rate": rate}, decay="constant")
         learner = make_learner(trial, task, device)
         watch, stable = _Watch(report, f"rate {rate:g}?", search["steps"]), True
-        for step in make_training(trial, task, learner).run(search["steps"]):
+        training = make_training(trial, task, learner)
+        for step in training.run(search["steps"]):
             watch(step)
             stable = 2 * len(step.diverged) <= config.episodes
             if stop():
@@ -167,7 +169,8 @@ def search_rate(
                 break
         losses.append(math.inf)
         if stable:
-            scores = score(learner, task, search["episodes"], "validation")
+            evaluate = training.metagradient.evaluate
+            scores = score(learner, task, search["episodes"], "validation", evaluate=evaluate)
             losses[-1] = math.inf if scores.diverged else float(scores.loss.mean())
     if all(math.isinf(loss) for loss in losses):
         best = min(search["rates"])

@@ -12,7 +12,8 @@ import torch
 from metaplastic.evaluation import Evaluation, evaluate
 from metaplastic.inner_loop import Rollout, draw
 from metaplastic.learner import Learner
-from metaplastic.metagradient import Unrolled
+from metaplastic.metagradient import Equilibrium, MetaGradient, Unrolled
+from metaplastic.metagradient.rest import Rest
 from metaplastic.seeds import evaluation_stream
 from tasks import Sinusoid, Split, Task
 
@@ -22,6 +23,8 @@ BATCH = 50
 there are."""
 GRID = 400
 """Points of each fitted function."""
+Evaluate = Callable[..., Evaluation]
+"""(learner, episodes, generator=...) -> scores: ``evaluate``, or that of a meta-gradient."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Scores:
     """Episodes left out."""
     kept: np.ndarray
     """(E,) which of all episodes were finite."""
+    residual: np.ndarray | None = None
+    """(E',) how far from rest the weights were; None after a stream."""
 
     @property
     def score(self) -> np.ndarray:
@@ -69,7 +74,8 @@ class Scores:
 
     def write(self, folder: Path, functions: dict[str, np.ndarray] | None = None) -> None:
         """Write every episode's scores, and fitted functions, to ``scores.npz``."""
-        arrays = {"loss": self.loss, "accuracy": self.accuracy, "by_task": self.by_task}
+        names = ("loss", "accuracy", "by_task", "residual")
+        arrays = {name: getattr(self, name) for name in names}
         present = {name: a for name, a in arrays.items() if a is not None}
         np.savez_compressed(folder / FILE, **present, **(functions or {}))  # type: ignore[arg-type]
 
@@ -92,10 +98,12 @@ def score(
     count: int,
     split: Split = "test",
     between: Callable[[int], None] = lambda done: None,
+    evaluate: Evaluate = evaluate,
 ) -> Scores:
     """Scores on ``count`` episodes, the same ones for every learner and training seed.
 
-    ``between`` is called after every batch with the number of episodes done.
+    ``between`` is called after every batch with the number of episodes done; ``evaluate`` says of
+    which inner loop the scores are, by default of the stream.
     """
     episodes, noise = evaluation_stream(0), evaluation_stream(1)
     parts: list[Evaluation] = []
@@ -121,12 +129,61 @@ def score(
     loss, accuracy = joined("loss"), joined("accuracy")
     by_task = joined("task_loss" if accuracy is None else "task_accuracy")
     assert loss is not None
-    return Scores(loss, accuracy, by_task, joined("forgetting"), count - len(loss), finite)
+    forgetting, diverged = joined("forgetting"), count - len(loss)
+    return Scores(loss, accuracy, by_task, forgetting, diverged, finite, joined("residual"))
 
 
-def fitted_functions(learner: Learner, task: Task) -> dict[str, np.ndarray]:
-    """One unseen episode of sinusoids after the whole stream: ``function_x``, ``function_y`` (true)
-    and ``function_fit``, each (K functions, points) with x rising; {} for another task.
+def score_run(
+    learner: Learner,
+    task: Task,
+    count: int,
+    trained: MetaGradient,
+    rest: Equilibrium | None,
+    between: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Scores, dict[str, object]]:
+    """Scores of the inner loop that a learner was ``trained`` for, and its part of a row.
+
+    With a method at ``rest`` the learner is scored after the stream and at rest, over all episodes:
+    one that diverged has accuracy 0, or leaves no loss. ``between`` is told how many evaluations of
+    how many are done.
+    """
+    total = count if rest is None else 2 * count
+
+    def scored(method: MetaGradient, before: int = 0) -> Scores:
+        return score(
+            learner,
+            task,
+            count,
+            between=lambda done: between(before + done, total),
+            evaluate=method.evaluate,
+        )
+
+    scores = scored(trained)
+    if rest is None:
+        return scores, scores.row()
+    settles = isinstance(trained, Equilibrium)
+    other = scored(Unrolled() if settles else rest, count)
+    settled, online = (scores, other) if settles else (other, scores)
+    residual = settled.residual
+    return scores, {
+        **scores.row(),
+        "online_score": _finite_mean(online.by_episode),
+        "rest_score": _finite_mean(settled.by_episode),
+        "residual": None if residual is None else _finite_mean(residual),
+    }
+
+
+def _finite_mean(values: np.ndarray) -> float | None:
+    found = mean(values)
+    return found if found is not None and np.isfinite(found) else None
+
+
+def fitted_functions(
+    learner: Learner, task: Task, trained: MetaGradient | None = None
+) -> dict[str, np.ndarray]:
+    """One unseen episode of sinusoids at the end of the inner loop that a learner was ``trained``
+    for, by default the stream: ``function_x``, ``function_y`` (true) and ``function_fit``, each (K
+    functions, points) with x rising; {} for another task.
     """
     if not isinstance(task, Sinusoid):
         return {}
@@ -134,9 +191,14 @@ def fitted_functions(learner: Learner, task: Task) -> dict[str, np.ndarray]:
         task.order, task.functions, task.batches, task.batch, GRID, task.x_scale, task.vary_length
     )
     episodes = dense.episodes("test", 1, evaluation_stream(2))
-    rollout = Rollout(learner, episodes, draw(learner, episodes, evaluation_stream(3)))
+    draws = draw(learner, episodes, evaluation_stream(3))
     with torch.no_grad():
-        rollout.advance(0, episodes.presentations)
+        if isinstance(trained, Equilibrium):
+            rest = Rest(learner, episodes, draws)
+            rollout = rest.at(trained.free(rest))
+        else:
+            rollout = Rollout(learner, episodes, draws)
+            rollout.advance(0, episodes.presentations)
         fit = rollout.outputs()
     shape = (task.functions, GRID)
     x = (episodes.query_x[0, :, -1] / task.x_scale).reshape(shape)

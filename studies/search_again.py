@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from metaplastic.evaluation import evaluate
 from metaplastic.seeds import evaluation_stream
 from metaplastic.tune.problem import DivergedError, Measure, Score
 from studies.config import RunConfig
@@ -124,7 +123,9 @@ def again(job: Job, report: Report) -> Outcome:
                 loss(step.loss)
             report(Status("training", steps[-1].step, config.steps, loss.value))
         parts = [
-            evaluate(training.learner, episodes, generator=evaluation_stream(NOISE + i))
+            training.metagradient.evaluate(
+                training.learner, episodes, generator=evaluation_stream(NOISE + i)
+            )
             for i, episodes in enumerate(problem.validation)
         ]
         score = problem.score(parts, began)

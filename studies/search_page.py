@@ -26,7 +26,7 @@ ROWS = 30
 """Trials in the table of all."""
 CAPTIONS = {
     "history": "Every trial by its number. Marks above the axes are trials without a value: pruned "
-    "ones were stopped early, diverged ones left the finite numbers.",
+    "ones were stopped early, diverged ones left the finite numbers or never settled.",
     "slices": "The same values along each option that was searched; darker is later. Marks above "
     "are trials without a value.",
     "importance": "How much each option alone sets the best tenth of the trials apart from all of "

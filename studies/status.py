@@ -18,7 +18,7 @@ class Status:
     loss: float | None = None
     accuracy: float | None = None
     diverged: int = 0
-    """Episodes so far."""
+    """Episodes left out so far: diverged, or not settled."""
     unit: str = "steps"
 
 

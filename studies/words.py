@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from studies.config import AT_REST
+
 Row = dict[str, Any]
 LARGE = 1e4
 """Losses from here on are written with an exponent."""
@@ -37,6 +39,34 @@ def forgetting_text(row: Row) -> str:
     return f"{value:+.2f}" if abs(value) < LARGE else f"{value:+.2g}"
 
 
+REST_HEAD = ("at rest", "online", "residual")
+"""The columns of learners with a method at rest."""
+
+
+def rest_head(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The columns that some rows add to a table: REST_HEAD where any row has one of them."""
+    return REST_HEAD if any(any(rest_texts(row)) for row in rows) else ()
+
+
+def rest_texts(row: Row) -> tuple[str, ...]:
+    """Its scores at rest and after the stream, and how far from rest it was; empty for a learner
+    without a method at rest, and in rows of earlier versions.
+    """
+    at_rest, online, residual = (
+        row.get(name) for name in ("rest_score", "online_score", "residual")
+    )
+    if at_rest is online is residual is None:
+        return ("",) * len(REST_HEAD)
+    scores = (_plain(value, row["accuracy"] is not None) for value in (at_rest, online))
+    return (*scores, "–" if residual is None else f"{residual:.1e}")
+
+
+def _plain(value: float | None, accuracy: bool) -> str:
+    if value is None:
+        return "diverged"
+    return f"{100 * value:.1f} %" if accuracy else f"{value:.3g}"
+
+
 def score_name(chance: float | None) -> str:
     """What the score of a task is; ``chance`` is None for regression."""
     return "mean squared error" if chance is None else "accuracy"
@@ -51,8 +81,9 @@ def run_headline(row: Row, chance: float | None) -> str:
         )
     against = "" if chance is None else f", chance {100 * chance:.0f} %"
     lost = f", {row['diverged']} diverged" if row["diverged"] else ""
+    at_rest = " at rest" if row["metagradient"] == AT_REST else ""
     return (
-        f"{row['task']}: {row['learner']} reaches {score_name(chance)} {score_text(row)} "
+        f"{row['task']}: {row['learner']} reaches {score_name(chance)} {score_text(row)}{at_rest} "
         f"(95 % interval over {row['episodes']} unseen episodes{against}{lost}; seed "
         f"{row['seed']}, {row['steps']} meta-steps)"
     )

@@ -50,7 +50,8 @@ def solve_regular(matrix: Tensor, right: Tensor) -> Tensor:
 
 class Anderson:
     """The combination of the last states whose residual is smallest (Anderson 1965), a least
-    squares problem for each example, in differences of successive states.
+    squares problem for each example, in differences of successive states. Where that made the
+    residual grow, a damped sweep follows.
 
     Args:
         memory: number of differences.
@@ -61,10 +62,13 @@ class Anderson:
         self.memory, self.damping = memory, damping
         self._states: list[Tensor] = []
         self._residuals: list[Tensor] = []
+        self._size: Tensor | float = float("inf")
 
     def __call__(self, state: Tensor, moved: Tensor) -> Tensor:
         """The next state after ``state`` (B, n) and its image."""
         residual = moved - state
+        last, self._size = self._size, length(residual)
+        grew = self._size > last
         self._states = [*self._states[-self.memory :], state]
         self._residuals = [*self._residuals[-self.memory :], residual]
         ahead = state + self.damping * residual
@@ -73,10 +77,11 @@ class Anderson:
         states, residuals = _differences(self._states), _differences(self._residuals)
         gram = residuals @ residuals.mT
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        size = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-        matrix = gram + torch.finfo(gram.dtype).eps * size * eye
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+        matrix = gram + torch.finfo(gram.dtype).eps * trace * eye
         share = solve_regular(matrix, residuals @ residual.unsqueeze(-1))
-        return ahead - ((states + self.damping * residuals).mT @ share).squeeze(-1)
+        combined = ahead - ((states + self.damping * residuals).mT @ share).squeeze(-1)
+        return torch.where(grew, ahead, combined)
 
 
 def _differences(of: list[Tensor]) -> Tensor:

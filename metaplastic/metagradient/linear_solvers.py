@@ -26,15 +26,15 @@ def neumann(times: Product, right: Tensor, terms: int, rate: float) -> Tensor:
 
 def conjugate_gradients(times: Product, right: Tensor, terms: int) -> Tensor:
     """For a symmetric A (Hestenes & Stiefel 1952). An episode in which a direction of negative or
-    no curvature comes up stops where it is.
+    no curvature comes up stops where it is, as one does that is solved to rounding.
     """
     x, left, along = torch.zeros_like(right), right, right
     size = _dot(left, left)
-    going = size > 0
+    going, least = size > 0, torch.finfo(right.dtype).eps ** 2 * size
     for _ in range(terms):
         image = times(along)
         curvature = _dot(along, image)
-        going = going & (curvature > 0)
+        going = going & (curvature > 0) & (size > least)
         step = torch.where(going, size / torch.where(going, curvature, 1.0), 0.0)
         x, left = x + step * along, left - step * image
         after = _dot(left, left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def equilibrium_chain(
 
 
 def equilibrium_rnn(
-    inputs: int,
+    inputs: int | Sequence[int],
     hidden: int,
     outputs: int,
     *,
@@ -65,20 +66,26 @@ def equilibrium_rnn(
     ``recurrent`` and ``output``.
 
     Args:
-        inputs: size of an example.
+        inputs: size of an example, or its shape, which is flattened.
         hidden: number of units in v.
         outputs: K.
         activation: f, tanh by default.
         solver: see EquilibriumNetwork.
         generator: draws the initial weights; seed 0 where none is given.
     """
+    shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+    entry = _blank(nn.Linear, math.prod(shape), hidden)
     units = {"hidden": nn.Tanh() if activation is None else activation, "output": nn.Identity()}
     pathways: dict[str, tuple[str, str, nn.Module]] = {
-        "input": (FEATURES, "hidden", _blank(nn.Linear, inputs, hidden)),
+        "input": (
+            FEATURES,
+            "hidden",
+            entry if len(shape) == 1 else nn.Sequential(nn.Flatten(), entry),
+        ),
         "recurrent": ("hidden", "hidden", _blank(nn.Linear, hidden, hidden, bias=False)),
         "output": ("hidden", "output", _blank(nn.Linear, hidden, outputs)),
     }
-    network = EquilibriumNetwork(units, pathways, input_shape=(inputs,), solver=solver)
+    network = EquilibriumNetwork(units, pathways, input_shape=shape, solver=solver)
     return _drawn(network, generator)
 
 

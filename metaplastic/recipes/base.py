@@ -10,6 +10,7 @@ import torch
 
 from metaplastic.errors import ConfigurationError
 from metaplastic.learner import Learner
+from metaplastic.metagradient import Equilibrium
 from metaplastic.networks import Network
 from metaplastic.objectives import Objective
 from metaplastic.parameters import ROLES
@@ -80,6 +81,10 @@ class Recipe:
     """The options that a search varies."""
     tuned_on: str = ""
     """The family of tasks on which a search set the default options; empty where none did."""
+    rest: Callable[[Any], Equilibrium] | None = None
+    """Options -> its own meta-gradient at rest; None where it has none."""
+    smooth: bool = False
+    """Its plastic hidden layers have tanh units: a rest point needs a smooth field."""
 
     def configure(self, values: Mapping[str, Any]) -> Options:
         """The default options with some values replaced.

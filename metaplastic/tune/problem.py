@@ -12,7 +12,7 @@ import torch
 
 from metaplastic.episodes import Episodes
 from metaplastic.errors import ConfigurationError
-from metaplastic.evaluation import Evaluation, evaluate, task_blocks
+from metaplastic.evaluation import Evaluation, task_blocks
 from metaplastic.recipes.space import Space
 from metaplastic.seeds import evaluation_stream
 from metaplastic.training import MetaTraining, StepReport
@@ -107,7 +107,7 @@ class Problem:
                         report.diverged[0] if report.diverged else "the meta-gradient overflowed"
                     )
                     raise DivergedError(
-                        f"no episode of {PATIENCE} meta-steps in a row stayed finite, to meta-step "
+                        f"no episode of {PATIENCE} meta-steps in a row was kept, to meta-step "
                         f"{report.step}: {where}"
                     )
             yield stop, reports
@@ -137,7 +137,9 @@ class Problem:
 
 
 def _evaluated(training: MetaTraining, episodes: Episodes, index: int) -> Evaluation:
-    return evaluate(training.learner, episodes, generator=evaluation_stream(NOISE + index))
+    return training.metagradient.evaluate(
+        training.learner, episodes, generator=evaluation_stream(NOISE + index)
+    )
 
 
 def _score(parts: Sequence[Evaluation], count: int, seconds: float) -> Score:

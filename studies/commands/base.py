@@ -11,7 +11,15 @@ from metaplastic.recipes import RECIPES
 from studies.gather import Run
 from studies.report import left_out_text, write_report
 from studies.results import Result
-from studies.words import badness, forgetting_text, score_name, score_text, text_table
+from studies.words import (
+    badness,
+    forgetting_text,
+    rest_head,
+    rest_texts,
+    score_name,
+    score_text,
+    text_table,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,9 @@ def finish(result: Result, out: Path, runs: Sequence[Run], title: str) -> None:
 
 def table(runs: Sequence[Run]) -> str:
     """The scores of the runs of one task, the best first."""
-    head = ["learner", score_name(runs[0].config.chance), "forgetting", "diverged", "  what it is"]
+    rest = rest_head([run.row for run in runs])
+    head = ["learner", score_name(runs[0].config.chance), *rest]
+    head += ["forgetting", "diverged", "  what it is"]
     body = []
     for run in sorted(runs, key=lambda run: badness(run.row)):
         known = RECIPES.get(run.config.learner)
@@ -54,6 +64,7 @@ def table(runs: Sequence[Run]) -> str:
             [
                 run.label,
                 score_text(run.row),
+                *(rest_texts(run.row) if rest else ()),
                 forgetting_text(run.row),
                 f"{run.row['diverged']} of {run.row['episodes']}",
                 "  " + ("" if known is None else known.about),

@@ -15,7 +15,7 @@ from studies.analysis import analyse, write_analysis
 from studies.assembly import make_learner, make_run_task, pick_device, pinned
 from studies.commands.base import Command, finish
 from studies.commands.train import add_sizes, given_sizes
-from studies.config import RunConfig, read_config
+from studies.config import RunConfig, own_rest, read_config, run_metagradient
 from studies.display import make_display
 from studies.folders import SUBRUNS, open_folder
 from studies.gather import gather
@@ -23,7 +23,7 @@ from studies.interrupt import stoppable
 from studies.presets import sizes
 from studies.results import Result
 from studies.run import CHECKPOINT, row_of
-from studies.scoring import fitted_functions, score
+from studies.scoring import fitted_functions, score_run
 from studies.status import Status
 from studies.threads import few_threads
 from studies.words import run_headline
@@ -61,17 +61,18 @@ def run(arguments: argparse.Namespace) -> None:
     job = f"{config.task} {config.learner}"
     with few_threads(), stoppable() as stop, make_display([job]) as display:
 
-        def between(done: int) -> None:
-            display.show(job, Status("testing", done, config.test, unit="episodes"))
+        def between(done: int, total: int) -> None:
+            display.show(job, Status("testing", done, total, unit="episodes"))
             if stop():
                 raise KeyboardInterrupt("stopped; evaluate again from the start.")
 
-        scores = score(learner, task, config.test, between=between)
-        functions = fitted_functions(learner, task)
+        method = run_metagradient(config)
+        scores, values = score_run(learner, task, config.test, method, own_rest(config), between)
+        functions = fitted_functions(learner, task, method)
         found = analyse(learner, task)
     scores.write(out, functions)
     write_analysis(out, found)
-    row: dict[str, Any] = {**row_of(config), **scores.row()}
+    row: dict[str, Any] = {**row_of(config), **values}
     result = Result(
         command="evaluate",
         config={**config.as_json(), "trained": {"task": trained.task, **trained.task_options}},

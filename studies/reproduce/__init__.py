@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from metaplastic.errors import UnknownNameError
-from studies.reproduce import dfc, pepita, strong_dfc
+from studies.reproduce import dfc, lcp, pepita, strong_dfc
 from studies.reproduce.base import Paper
 
 PAPERS: dict[str, Paper] = {
-    paper.name: paper for paper in (dfc.PAPER, strong_dfc.PAPER, pepita.PAPER)
+    paper.name: paper for paper in (dfc.PAPER, strong_dfc.PAPER, pepita.PAPER, lcp.PAPER)
 }
 """Every paper; a new one is one file and one name here."""
 

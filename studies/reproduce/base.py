@@ -12,12 +12,12 @@ from metaplastic.errors import ConfigurationError, UnknownNameError
 from metaplastic.learner import Learner
 from metaplastic.seeds import streams
 from studies.presets import PRESETS
-from studies.reproduce.training import Phase, Probe
+from studies.report import Picture
+from studies.reproduce.phase import Phase
+from studies.reproduce.training import Probe
 from tasks.images import Scaling
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from studies.reproduce.outcome import Outcome
 
 
@@ -99,16 +99,6 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One kind of picture, ``NAME.png``."""
-
-    name: str
-    caption: str
-    draw: Callable[[Sequence[Outcome]], Figure | None]
-    """None where there is nothing to show."""
-
-
-@dataclass(frozen=True)
 class PaperPart:
     """One data set and the methods that are compared on it: one table, and pictures of its own."""
 
@@ -137,7 +127,7 @@ class Paper:
     about: str
     parts: Mapping[str, PaperPart]
     """By what stands as the task in ``result.json``."""
-    pictures: Sequence[Picture]
+    pictures: Sequence[Picture[Outcome]]
     """Of each part."""
     published_note: str = ""
     """Where the published numbers are from."""

@@ -5,7 +5,7 @@ feedback are trained by turns.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -16,11 +16,30 @@ from metaplastic.credit import Backprop, CreditAssignment, DirectFeedback, Feedb
 from metaplastic.learner import Learner
 from metaplastic.rules import Delta
 from metaplastic.rules.base import PlasticityRule
-from studies.reproduce.base import Setup, Trainee
+from studies.reproduce.base import Method, PaperPart, Setup, Sizes, Sweep, Trainee
+from studies.reproduce.phase import FEEDBACK, WEIGHTS, Phase
 from studies.reproduce.probes import control_probes, gradient_angle
-from studies.reproduce.training import FEEDBACK, WEIGHTS, Phase
 
 HIDDEN = (256, 256, 256)
+BP: dict[str, Any] = {"lr": 2.98e-4, "eps": 5.8e-8, "betas": (0.99, 0.99)}
+"""The published rates of backpropagation."""
+FALLING: dict[str, Any] = {"lr": 2e-3, "cosine": True}
+"""Of short trainings; found on validation images, for bp, dfa and dfc-ssa alike."""
+
+
+def mnist(
+    methods: Callable[[str], Sequence[Method]],
+    full: Sizes,
+    sweep: Callable[[str], Sweep | None] = lambda preset: None,
+) -> PaperPart:
+    """The part of either paper, whose sizes differ in the published one alone."""
+    sizes = {
+        "smoke": Sizes(images=256, epochs=2, seeds=(0, 1), test=1000, validation=500),
+        "quick": Sizes(images=5000, epochs=3, seeds=(0, 1)),
+        "acceptance": Sizes(images=20_000, epochs=10, seeds=(0, 1, 2)),
+        "full": full,
+    }
+    return PaperPart("mnist", methods, sizes, sweep=sweep)
 
 
 def mlp(setup: Setup) -> nn.Sequential:
@@ -128,6 +147,25 @@ def controlled(setup: Setup, credit: FeedbackControl, rate: float) -> Trainee:
     if options["extra"]:
         phases.append(Phase(FEEDBACK, own, options["extra"], None, slower))
     return Trainee(learner, phases, before, probes)
+
+
+def given(setup: Setup, *names: str) -> dict[str, Any]:
+    """What a controller takes from the options: its numbers by ``names``, those of a simulation,
+    and feedback that is fixed, or learned with the option ``learning``.
+    """
+    options = setup.options
+    taught = "learning" in options
+    names = (*names, "tau", "dt", "steps", "every")
+    return {
+        **{name: options[name] for name in names if name in options},
+        "chunk": 10,
+        "disturbance": setup.level or 0.0,
+        "weights": "learned" if taught else "fixed",
+        "initial": "random" if taught else "weight-product",
+        "scale": xavier_scale(setup),
+        "feedback_learning": options.get("learning", "none"),
+        "noise": options.get("noise"),
+    }
 
 
 def xavier_scale(setup: Setup) -> float:

@@ -6,8 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaplastic.credit import FeedbackControl
-from studies.reproduce.base import Method, Paper, PaperPart, Setup, Sizes, Trainee
-from studies.reproduce.control import backprop, controlled, direct_feedback, xavier_scale
+from studies.reproduce.base import Method, Paper, Setup, Sizes, Trainee
+from studies.reproduce.control import (
+    BP,
+    FALLING,
+    backprop,
+    controlled,
+    direct_feedback,
+    given,
+    mnist,
+)
 from studies.reproduce.figures import CONTROL_PICTURES
 
 NUDGE = 0.0779 / 128
@@ -34,7 +42,7 @@ FORWARD_NOISE: dict[str, Any] = {
 """Feedback learns from the cheap one of the published rules; a noise phase takes hours more."""
 RATES: dict[str, dict[str, Any]] = {
     "full": {
-        "bp": {"lr": 2.98e-4, "eps": 5.8e-8, "betas": (0.99, 0.99)},
+        "bp": BP,
         "dfa": {"lr": 2.63e-4, "eps": 2.5e-8, "betas": (0.99, 0.99)},
         "fixed": {"lr": 6.043e-5 / 0.1, "eps": 1.33e-8 / (2 * 0.1 / 128), "betas": (0.99, 0.99)},
         "trained": {"lr": 9.266e-5 / 0.0779, "eps": 9.45e-8 / (2 * NUDGE), "betas": (0.99, 0.99)},
@@ -42,31 +50,13 @@ RATES: dict[str, dict[str, Any]] = {
 }
 """Of Adam. The published update is twice a mean difference under a nudge; here it has the size of
 the loss gradient, and so has eps."""
-_FALLING: dict[str, Any] = {"lr": 2e-3, "cosine": True}
-SHORT: dict[str, Any] = {
-    "bp": _FALLING,
-    "dfa": _FALLING,
-    "fixed": _FALLING,
-    "trained": _FALLING,
-}
-"""Found on validation images, for bp, dfa and dfc-ssa alike."""
+SHORT: dict[str, Any] = dict.fromkeys(("bp", "dfa", "fixed", "trained"), FALLING)
 
 
 def control(setup: Setup) -> Trainee:
     """Of a method's ``mode``, with feedback fixed or learned."""
     options = setup.options
-    taught = "learning" in options
-    credit = FeedbackControl(
-        options["mode"],
-        nudge=options["nudge"],
-        **{name: options[name] for name in ("leak", "gain", "tau", "dt", "steps", "every")},
-        chunk=10,
-        weights="learned" if taught else "fixed",
-        initial="random" if taught else "weight-product",
-        scale=xavier_scale(setup),
-        feedback_learning=options.get("learning", "none"),
-        noise=options.get("noise"),
-    )
+    credit = FeedbackControl(options["mode"], **given(setup, "nudge", "leak", "gain"))
     return controlled(setup, credit, 1 / options["nudge"])
 
 
@@ -114,16 +104,7 @@ PAPER = Paper(
     source="Meulemans et al. 2021",
     about="deep feedback control on MNIST, with fixed and with learned feedback",
     parts={
-        "mnist": PaperPart(
-            data="mnist",
-            methods=methods,
-            sizes={
-                "smoke": Sizes(images=256, epochs=2, seeds=(0, 1), test=1000, validation=500),
-                "quick": Sizes(images=5000, epochs=3, seeds=(0, 1)),
-                "acceptance": Sizes(images=20_000, epochs=10, seeds=(0, 1, 2)),
-                "full": Sizes(images=55_000, epochs=100, seeds=(0, 1, 2, 3, 4)),
-            },
-        )
+        "mnist": mnist(methods, Sizes(images=55_000, epochs=100, seeds=(0, 1, 2, 3, 4))),
     },
     pictures=CONTROL_PICTURES,
 )

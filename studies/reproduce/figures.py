@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.reproduce.base import Picture
+from studies.report import Picture
 from studies.style import GRID, INK, MUTED, colours, depth_colours, end_labels
 
 if TYPE_CHECKING:
@@ -207,13 +207,14 @@ def _epochs(axes: Axes, first: int, last: int) -> None:
     axes.set_xlabel("epoch", color=INK)
 
 
+CURVES = Picture(
+    "curves",
+    "Validation accuracy after each epoch: mean over the seeds, and the band from the worst to the "
+    "best of them.",
+    curve_figure,
+)
 CONTROL_PICTURES = (
-    Picture(
-        "curves",
-        "Validation accuracy after each epoch: mean over the seeds, and the band from the worst to "
-        "the best of them.",
-        curve_figure,
-    ),
+    CURVES,
     Picture(
         "condition",
         "How much of the feedback Q lies in the row space of the Jacobian J of the output with "

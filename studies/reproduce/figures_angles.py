@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from studies.reproduce.base import Picture
-from studies.reproduce.figures import curve_figure, probe_figure
+from studies.report import Picture
+from studies.reproduce.figures import CURVES, probe_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,12 +27,7 @@ def projection_figure(outcomes: Sequence[Outcome]) -> Figure | None:
 
 
 MODULATION_PICTURES = (
-    Picture(
-        "curves",
-        "Validation accuracy after each epoch: mean over the seeds, and the band from the worst to "
-        "the best of them.",
-        curve_figure,
-    ),
+    CURVES,
     Picture(
         "hidden-angle",
         "How far the hidden layer's update points away from gradient descent on the same images: "

@@ -106,7 +106,8 @@ class Summary:
         return (
             f"{self.method}: {100 * self.unconverged:.2g} % of the images shown were without "
             f"control; its largest gain bound was {self.gain_bound:.2g}, and simulations are "
-            f"stable below about {STABLE}."
+            f"stable below about {STABLE}. Errors that a small nudge brings down to rounding "
+            "count as well."
         )
 
 

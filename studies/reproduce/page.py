@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from studies.page import definitions, figure, line, machine_lines, table, write_document
-from studies.report import render
+from studies.report import write_pictures
 from studies.reproduce.base import Chosen, Method, Paper
 from studies.reproduce.outcome import Outcome, Summary, mean, std
 
@@ -136,16 +135,9 @@ def write_report(
             parts.append(table(top, [line(one) for one in body]))
         warned = [s.warning for s in lines if s.warning]
         parts += [f"<p class='note'>{escape(text)}</p>" for text in warned]
-        for picture in paper.pictures:
-            name = f"{part}-{picture.name}.png"
-            try:
-                content = render(partial(picture.draw, own))
-            except ImportError:
-                left_out.append(name)
-                continue
-            if content is not None:
-                (out / name).write_bytes(content)
-                parts.append(figure(name, picture.caption, content))
+        pictures, missing = write_pictures(out, part, paper.pictures, own)
+        parts += [figure(*picture) for picture in pictures]
+        left_out += missing
     about = {method.name: method.about for one in wanted.values() for method in one.every}
     parts.append(f"<h2>Methods</h2>\n{definitions(about)}")
     setting = {

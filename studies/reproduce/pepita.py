@@ -26,8 +26,9 @@ from metaplastic.rules import Delta
 from metaplastic.rules.base import PlasticityRule
 from studies.reproduce.base import Method, Paper, PaperPart, Setup, Sizes, Trainee
 from studies.reproduce.figures_angles import MODULATION_PICTURES
+from studies.reproduce.phase import FEEDBACK, WEIGHTS, Phase
 from studies.reproduce.probes import hidden_angle, projection_angle
-from studies.reproduce.training import FEEDBACK, WEIGHTS, Phase, Probe
+from studies.reproduce.training import Probe
 
 HIDDEN, CHANNELS, KERNEL = 1024, 32, 5
 MOMENTUM = 0.9

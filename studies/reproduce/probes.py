@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaplastic.analysis import degrees_between, update_angles
+from metaplastic.analysis import feedback_alignment, update_angles
 from metaplastic.control import (
     Chain,
     Goal,
@@ -128,11 +128,9 @@ def projection_angle(learner: Learner, x: Tensor, y: Tensor) -> float:
     the output there, and W_1^T .. W_L^T in a network of Linear layers; in degrees.
     """
     del x, y
-    network, credit = learner.network, learner.credit
-    assert isinstance(credit, InputModulation)
-    chain = torch.linalg.multi_dot([w.mT for w in network.weights().values()])
-    sent = -credit.sign * credit.projection(credit.weights())
-    return float(degrees_between(sent, chain))
+    assert isinstance(learner.credit, InputModulation)
+    (angle,) = feedback_alignment(learner).values()
+    return angle
 
 
 def control_probes(layers: int) -> Mapping[str, Probe]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaplastic.credit import FeedbackControl, StrongFeedbackControl
-from studies.reproduce.base import Method, Paper, PaperPart, Setup, Sizes, Sweep, Trainee
-from studies.reproduce.control import backprop, controlled, xavier_scale
+from studies.reproduce.base import Method, Paper, Setup, Sizes, Sweep, Trainee
+from studies.reproduce.control import BP, FALLING, backprop, controlled, given, mnist
 from studies.reproduce.dfc import FORWARD_NOISE, SHORT_LEAK, control
 from studies.reproduce.figures import CONTROL_PICTURES, NOISE_PICTURE
 
@@ -35,19 +35,18 @@ TIMES: dict[str, dict[str, Any]] = {
 }
 RATES: dict[str, dict[str, Any]] = {
     "full": {
-        "bp": {"lr": 2.98e-4, "eps": 5.8e-8, "betas": (0.99, 0.99)},
+        "bp": BP,
         "weak": {"lr": 1.092e-3},
         "two": {"lr": 6.56e-4, "eps": 2.32e-4 / 2, "betas": (0.9, 0.99)},
         "one": {"lr": 3.096e-4, "eps": 1.63e-5 / 2, "betas": (0.9, 0.99)},
     }
 }
 """Of Adam; eps is halved, since the published update is twice the mean difference."""
-_FALLING: dict[str, Any] = {"lr": 2e-3, "cosine": True}
 SHORT: dict[str, Any] = {
-    "bp": _FALLING,
-    "weak": {**_FALLING, "leak": SHORT_LEAK},
-    "two": {**_FALLING, "leak": 1.0},
-    "one": {**_FALLING, "feedback_lr": 3e-4},
+    "bp": FALLING,
+    "weak": {**FALLING, "leak": SHORT_LEAK},
+    "two": {**FALLING, "leak": 1.0},
+    "one": {**FALLING, "feedback_lr": 3e-4},
 }
 """Of short trainings. The leak of two phases is the best of 0.008, 0.1 and 1 on validation images;
 the published rate of feedback in one phase would leave it as it was drawn."""
@@ -57,38 +56,14 @@ NOISE_TIMES: dict[str, Any] = {"dt": 0.02, "steps": 80, "tau": 0.1, "every": 2}
 
 def strong(setup: Setup) -> Trainee:
     """Strong control, with feedback fixed or learned."""
-    options = setup.options
-    taught = "learning" in options
-    times = {name: options[name] for name in ("tau", "dt", "steps", "every") if name in options}
-    credit = StrongFeedbackControl(
-        options["mode"],
-        probability=options["probability"],
-        leak=options["leak"],
-        **times,
-        chunk=10,
-        disturbance=setup.level or 0.0,
-        weights="learned" if taught else "fixed",
-        initial="random" if taught else "weight-product",
-        scale=xavier_scale(setup),
-        feedback_learning=options.get("learning", "none"),
-        noise=options.get("noise"),
-    )
+    credit = StrongFeedbackControl(setup.options["mode"], **given(setup, "probability", "leak"))
     return controlled(setup, credit, 1.0)
 
 
 def weak(setup: Setup) -> Trainee:
     """Weak control in time under noise, with fixed feedback."""
-    options = setup.options
-    credit = FeedbackControl(
-        "dynamic",
-        **{
-            name: options[name] for name in ("nudge", "leak", "gain", "tau", "dt", "steps", "every")
-        },
-        chunk=10,
-        disturbance=setup.level or 0.0,
-        weights="fixed",
-    )
-    return controlled(setup, credit, 1 / options["nudge"])
+    credit = FeedbackControl("dynamic", **given(setup, "nudge", "leak", "gain"))
+    return controlled(setup, credit, 1 / setup.options["nudge"])
 
 
 def methods(preset: str) -> Sequence[Method]:
@@ -153,17 +128,7 @@ PAPER = Paper(
     source="Meulemans et al. 2022",
     about="strong deep feedback control on MNIST in two phases and in one, and under noise",
     parts={
-        "mnist": PaperPart(
-            data="mnist",
-            methods=methods,
-            sizes={
-                "smoke": Sizes(images=256, epochs=2, seeds=(0, 1), test=1000, validation=500),
-                "quick": Sizes(images=5000, epochs=3, seeds=(0, 1)),
-                "acceptance": Sizes(images=20_000, epochs=10, seeds=(0, 1, 2)),
-                "full": Sizes(images=55_000, epochs=40, seeds=(0, 1, 2)),
-            },
-            sweep=noise,
-        )
+        "mnist": mnist(methods, Sizes(images=55_000, epochs=40, seeds=(0, 1, 2)), noise),
     },
     pictures=(*CONTROL_PICTURES, NOISE_PICTURE),
     published_note="Published: single runs that the authors' code gives as a guide, 40 epochs.",

@@ -7,27 +7,22 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from metaplastic.errors import CheckpointError, DivergenceError, UnconvergedWarning
 from metaplastic.learner import Learner
 from metaplastic.seeds import streams
 from metaplastic.signals import State
 from metaplastic.training import FORMAT, load_checkpoint
+from studies.reproduce.phase import Phase
 from studies.reproduce.watch import Watch
 from studies.status import Report
 from tasks.images import Images, Part
 
-WEIGHTS = ("role:weight", "role:bias")
-FEEDBACK = ("role:feedback",)
 PROBED = 64
 """Training images that the probes see."""
 CHUNK = 2000
@@ -37,26 +32,6 @@ Probe = Callable[[Learner, Tensor, Tensor], float]
 """A number of the learner on some images x (B, C, H, W) with labels y (B,)."""
 Line = dict[str, Any]
 """What is known after an epoch."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Some sweeps through the training images."""
-
-    only: Sequence[str]
-    """The groups that learn, see ``Learner.assign_grads``."""
-    optimizer: Optimizer
-    """Phases may share one."""
-    sweeps: int = 1
-    clip: float | None = 1.0
-    """Bound on the norm of the gradient of each Parameter."""
-    scheduler: LRScheduler | None = None
-    """Stepped at the end of each epoch that the phase is part of."""
-
-    @property
-    def feedback(self) -> bool:
-        """Whether nothing but feedback learns."""
-        return all(pattern in FEEDBACK for pattern in self.only)
 
 
 class Training:
@@ -91,8 +66,9 @@ class Training:
         self._generators = {name: generators[name] for name in ("episodes", "noise")}
         every = (*before, *phases)
         self._optimizers = list({id(p.optimizer): p.optimizer for p in every}.values())
-        found = {id(p.scheduler): p.scheduler for p in every if p.scheduler is not None}
-        self._schedulers = list(found.values())
+        found = {id(p.scheduler): (p.scheduler, p.stepped) for p in every if p.scheduler}
+        self._schedulers = [scheduler for scheduler, _ in found.values()]
+        self._by_epoch = [scheduler for scheduler, when in found.values() if when == "epoch"]
 
     @property
     def epochs(self) -> int:
@@ -120,7 +96,7 @@ class Training:
             return line | {"seconds": time.monotonic() - began}
         line |= self._sweep(self.phases)
         seconds = time.monotonic() - began
-        for scheduler in self._schedulers:
+        for scheduler in self._by_epoch:
             scheduler.step()
         return line | {"seconds": seconds} | self._scores()
 
@@ -164,11 +140,7 @@ class Training:
         loss = float(losses.mean())
         if not math.isfinite(loss):
             raise DivergenceError("the loss is not finite any more: lower the learning rate.")
-        if phase.clip is not None:
-            for group in phase.optimizer.param_groups:
-                for parameter in group["params"]:
-                    clip_grad_norm_([parameter], phase.clip)
-        phase.optimizer.step()
+        phase.step()
         self._watch(loss, lost)
         return loss, lost
 

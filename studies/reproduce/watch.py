@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from studies.status import Every, Report, Smooth, Status
 
 if TYPE_CHECKING:
-    from studies.reproduce.training import Phase
+    from studies.reproduce.phase import Phase
 
 
 class Watch:

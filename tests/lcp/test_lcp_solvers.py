@@ -106,3 +106,11 @@ def test_nothing_to_solve_is_solved_by_nothing():
         neumann(product(matrix), zero, 4, 0.5),
     ):
         assert torch.equal(found, zero)
+
+
+def test_conjugate_gradients_stop_where_single_precision_ends():
+    """More products than are needed, as where squares fall below the smallest number."""
+    eigenvalues = torch.linspace(1.0, 30.0, 12).expand(3, 12)
+    right = normal(3, 12).float()
+    found = conjugate_gradients(lambda v: eigenvalues * v, right, 60)
+    assert torch.allclose(found, right / eigenvalues, rtol=1e-5)

@@ -66,7 +66,7 @@ def test_displays_show_what_is_going_on(monkeypatch):
             assert type(display) is kind
             display.reporter("job")(status)
             display.done("job", "fine")
-    assert "training 3/10  loss 0.512 acc 25 % 2 diverged" in plain.getvalue()
+    assert "training 3/10  loss 0.512 acc 25 % 2 left out" in plain.getvalue()
     assert "fine" in plain.getvalue()
     assert "fine" in terminal.getvalue()
     monkeypatch.setitem(sys.modules, "rich.console", None)

@@ -32,7 +32,8 @@ from studies.reproduce.figures import CONTROL_PICTURES, NOISE_PICTURE
 from studies.reproduce.jobs import Job, make_jobs, make_training, open_study, work
 from studies.reproduce.outcome import Outcome, slowness, summarise
 from studies.reproduce.page import cells, epochs_table, summary_table, sweep_table
-from studies.reproduce.training import FEEDBACK, WEIGHTS, Phase, Training, evaluate
+from studies.reproduce.phase import FEEDBACK, WEIGHTS, Phase
+from studies.reproduce.training import Training, evaluate
 from studies.results import KEYS, ROW_KEYS
 from studies.workers import run_jobs
 from tasks.images import Images, Part
@@ -381,7 +382,8 @@ def test_papers_are_complete_and_their_options_are_json():
                 assert one.part.reference in [m.name for m in one.methods]
                 json.dumps(dict(method.options), allow_nan=False)
                 pickle.dumps(method)
-                trainee = method.build(Setup((1, 8, 8), 10, 0, one.sizes, method.options, None))
+                shape = (3, 32, 32) if one.part.data == "cifar10" else (1, 8, 8)
+                trainee = method.build(Setup(shape, 10, 0, one.sizes, method.options, None))
                 own = {id(p) for p in trainee.learner.parameters()}
                 held = {
                     id(p)
