@@ -102,13 +102,14 @@ def proximal(
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_field_is_minus_the_gradient_of_the_proximal_loss(name, objective, count):
     classes = isinstance(objective, CrossEntropy)
-    learner = named(name, objective, strength=0.7)
+    learner = named(name, objective, strength=0.7, rate=0.2)
     pulls = [0.7, 0.2, 1.3, 0.4]
     names = list(learner.network.groups())
     for group, pull in zip(names, pulls, strict=True):
         rule = learner.rules[group]
         assert isinstance(rule, Consolidated)
-        rule.strength.assign(torch.full_like(rule.strength(), pull))
+        assert torch.allclose(rule.strength(), torch.tensor(0.2 * 0.7).double())
+        rule.strength.assign(torch.full_like(rule.strength(), 0.2 * pull))
     x = normal(count, 1, 3, 3)
     y = torch.arange(count) % 3 if classes else normal(count, 3, seed=1)
     state = learner.start(count)
@@ -119,7 +120,7 @@ def test_the_field_is_minus_the_gradient_of_the_proximal_loss(name, objective, c
     free = [w.clone().requires_grad_() for w in moved]
     wanted = torch.autograd.grad(proximal(free, begin, x, y, pulls, classes), free)
     for n, g in zip(names, wanted, strict=True):
-        assert torch.allclose(field[n], -g, rtol=1e-10, atol=1e-13), n
+        assert torch.allclose(field[n], -0.2 * g, rtol=1e-10, atol=1e-13), n
 
 
 @pytest.mark.parametrize(
@@ -207,21 +208,38 @@ def test_the_error_reaches_the_last_layer_through_feedback_too():
 
 
 def test_options_reach_the_method():
-    way = {"rate": 0.03, "steps": 7, "momentum": 0.2, "tolerance": 0.5}
-    assert method("lcp", beta=0.2, **way) == LeastControl(variant="inversion", beta=0.2, **way)
-    assert method("lcp-direct", **way, beta=2.0) == LeastControl(variant="direct", beta=2.0, **way)
-    assert method("lcp-contrastive", beta=0.4, **way) == LeastControl(
-        variant="contrastive", beta=0.4, **way
-    )
-    assert method("imaml", terms=3, damping=0.1, **way) == Implicit(
+    way = {"steps": 7, "momentum": 0.2, "tolerance": 0.5}
+    given = {"rate": 0.5, **way}
+    for name, variant, unit in (
+        ("lcp", "inversion", 0.25), ("lcp-direct", "direct", 0.5),
+        ("lcp-contrastive", "contrastive", 0.5),
+    ):  # fmt: skip
+        wanted = LeastControl(variant=variant, beta=0.4 * unit, **way)
+        assert method(name, beta=0.4, **given) == wanted
+        assert method("flp-lcp", variant=variant, beta=0.4, **given) == wanted
+    assert method("imaml", terms=3, damping=0.1, **given) == Implicit(
         solver="cg", terms=3, damping=0.1, **way
     )
-    assert method("t1-t2", **way) == Implicit(solver="identity", **way)
-    assert method("maml-rest", **way) == ThroughRest(**way)
+    assert method("t1-t2", **given) == Implicit(solver="identity", **way)
+    assert method("maml-rest", **given) == ThroughRest(**way)
     assert method("maml-rest").tolerance == math.inf
-    assert method("flp-lcp", variant="direct", beta=0.3, **way) == LeastControl(
-        variant="direct", beta=0.3, **way
-    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rest_point_and_control_do_not_depend_on_the_rate(name):
+    """Nor does the gradient, but for its size where the identity stands for the field's slope."""
+    episodes = shown(named(name), 2)
+    found, losses = [], []
+    for rate, steps in ((0.2, 200), (0.1, 400)):
+        options = {"rate": rate, "steps": steps, "momentum": 0.0, "tolerance": 1e-6}
+        learner = named(name, **options)
+        outcome = method(name, **options).gradient(learner, episodes)
+        assert outcome.kept == (0, 1)
+        losses.append(outcome.loss)
+        flat = torch.cat([g.flatten() for g in gradients(learner).values()])
+        found.append(flat / rate if name in ("lcp-direct", "t1-t2") else flat)
+    assert torch.allclose(*losses, rtol=1e-6)
+    assert torch.allclose(*found, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -229,7 +247,8 @@ def test_the_strength_is_an_option(name):
     learner = named(name, strength=0.4, strength_granularity="neuron")
     for group, kept in learner.start()["coefficients"].items():
         assert kept["strength"].shape == (learner.network.groups()[group].n_out, 1)
-        assert torch.allclose(kept["strength"], torch.full_like(kept["strength"], 0.4))
+        pull = 0.1 * 0.4  # times the rate
+        assert torch.allclose(kept["strength"], torch.full_like(kept["strength"], pull))
     fixed = named(name, learned=False)
     assert not any("strength" in n for n, _ in fixed.named_parameters())
     assert sum("strength" in n for n, _ in learner.named_parameters()) == 4

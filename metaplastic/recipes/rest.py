@@ -30,7 +30,8 @@ class RestOptions(Options):
 
     control_rate: float = 1e-3
     rate: float = 0.1
-    """Length of a step to the rest point."""
+    """Factor on all changes, a step's to the rest point as a presentation's in a stream; where the
+    rest point is does not depend on it."""
     steps: int = 100
     """To the rest point."""
     momentum: float = 0.5
@@ -38,7 +39,7 @@ class RestOptions(Options):
     tolerance: float | None = 0.01
     """An episode with a larger residual is left out of the meta-gradient; None leaves none out."""
     strength: float = 1.0
-    """Initial strength of the pull, in units of the field."""
+    """Initial strength of the pull; times ``rate`` it is what a step or presentation takes back."""
     strength_granularity: Granularity = "layer"
     learned: bool = True
     """Whether the outer loop trains the strength, through its logarithm."""
@@ -46,12 +47,12 @@ class RestOptions(Options):
     def consolidated(self, rule: PlasticityRule) -> Consolidated:
         """A rule with a rest point."""
         granularity, learned = self.strength_granularity, self.learned
-        return Consolidated(rule, self.strength, granularity=granularity, learned=learned)
+        pull = self.rate * self.strength
+        return Consolidated(rule, pull, granularity=granularity, learned=learned)
 
     def way(self) -> dict[str, Any]:
         """The way to the rest point, as every method at rest is told it."""
         return {
-            "rate": self.rate,
             "steps": self.steps,
             "momentum": self.momentum,
             "tolerance": math.inf if self.tolerance is None else self.tolerance,
@@ -73,7 +74,12 @@ class LeastControlOptions(RestOptions):
     """The least-control principle (Meulemans et al. 2022)."""
 
     beta: float = 0.01
-    """Strength of the control; two phases need more of it in single precision."""
+    """Strength of the control at ``rate`` 1; two phases need more of it in single precision."""
+
+    def control(self, variant: Variant) -> LeastControl:
+        """The same control whatever the rate: |psi|^2 and, first order, psi are in its units."""
+        unit = self.rate**2 if variant == "inversion" else self.rate
+        return LeastControl(variant=variant, beta=self.beta * unit, **self.way())
 
 
 @dataclass(frozen=True)
@@ -95,10 +101,10 @@ class LeastControlFLPOptions(LeastControlOptions):
 def _backprop(
     network: Network, objective: Objective, options: RestOptions, generator: torch.Generator
 ) -> Learner:
-    """Minus the gradient of loss + strength / 2 |W - W_0|^2 in every layer; for SquaredError the
-    loss is half the summed square.
+    """In every layer minus rate times the gradient of loss + strength / 2 |W - W_0|^2; for
+    SquaredError the loss is half the summed square.
     """
-    rule = options.consolidated(Delta(1.0, learned=False))
+    rule = options.consolidated(Delta(options.rate, learned=False))
     return Learner(network, Backprop(), {"*": rule}, objective, generator=generator)
 
 
@@ -109,18 +115,23 @@ def _flp(
     generator: torch.Generator,
 ) -> Learner:
     credit = DirectFeedback("error", weights=options.feedback, output="feedback")
-    rule = Oja(options.plasticity, options.mix, granularity=options.granularity)
+    rule = Oja(
+        options.plasticity,
+        options.mix,
+        granularity=options.granularity,
+        multiplier=options.rate,
+    )
     return Learner(
         network, credit, {"*": options.consolidated(rule)}, objective, generator=generator
     )
 
 
 def _controlled(variant: Variant) -> Callable[[LeastControlOptions], Equilibrium]:
-    return lambda options: LeastControl(variant=variant, beta=options.beta, **options.way())
+    return lambda options: options.control(variant)
 
 
 def _flp_controlled(options: LeastControlFLPOptions) -> Equilibrium:
-    return LeastControl(variant=options.variant, beta=options.beta, **options.way())
+    return options.control(options.variant)
 
 
 def _implicit(options: ImplicitOptions) -> Equilibrium:
