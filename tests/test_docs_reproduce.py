@@ -52,7 +52,7 @@ def test_the_example_paper_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_commands_and_the_papers_are_ones_that_there_are() -> None:
     blocks = re.findall(r"^```shell\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     commands = [line for line in "".join(blocks).splitlines() if line]
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         parsed = make_parser().parse_args(shlex.split(command)[3:])
         wanted = None if parsed.methods is None else parsed.methods.split(",")
