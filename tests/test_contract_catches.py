@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from metaplastic import (
     Coefficient,
     CreditAssignment,
+    Delta,
     DirectFeedback,
     Learner,
     LocalSignals,
@@ -624,7 +625,9 @@ METAGRADIENT_CASES: list[tuple[str, str, Callable[[], MetaGradient]]] = [
 def metagradient_pool(method: MetaGradient, tmp_path: Path) -> dict[str, Any]:
     rule = Oja(Coefficient(0.02, granularity="neuron", bound="tanh", l1=0.01))
     parts = LearnerBench(mlp(), DirectFeedback(bias=True), {"*": rule})
-    return {"meta": MetaBench(method, parts), "exact": True, "sizes": (1, 1, 1, 1)}
+    following = Delta(0.1, learned=True)
+    bench = MetaBench(method, parts)
+    return {"meta": bench, "exact": True, "sizes": (1, 1, 1, 1), "following": following}
 
 
 # --- all of them --------------------------------------------------------------------------------
