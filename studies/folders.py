@@ -25,6 +25,7 @@ OWN = (
     "rule.safetensors",
     "transfer.json",
     "comparison.json",
+    "start.json",
     "study.db",
     "search.json",
     "report.html",

@@ -110,7 +110,7 @@ def _points(**options: float) -> dict[str, Sizes]:
 def _classes(**options: float) -> dict[str, Sizes]:
     """The sizes of few-shot classification at rest."""
     shared: dict[str, Any] = {"options": options, "decay": "late"}
-    few = {**options, "rate": 0.1, "steps": 25}
+    few = {**options, "rate": 0.1, "steps": 50}
     return {
         "smoke": Sizes(20, 2, 20, (16,), _images(3, 2, 2), options=few),
         "quick": Sizes(80, 8, 200, (64,), _images(5, 5), **shared),

@@ -12,8 +12,10 @@ import torch
 
 from studies.cli import make_parser
 from studies.reproduce import PAPERS
-from studies.reproduce.base import Sizes, chosen
-from studies.reproduce.jobs import make_jobs, work
+from studies.reproduce.base import Sizes
+from studies.reproduce.images import ChosenImages
+from studies.reproduce.outcome import Outcome
+from studies.reproduce.paper import chosen
 from tasks.images import Images, Part
 from tests.helpers import page_examples
 from tools.check_wheel import ROOT
@@ -42,9 +44,11 @@ def test_the_example_paper_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(compile(code, "docs/reproduce.md", "exec"), names)
     monkeypatch.setattr("studies.reproduce.jobs.load_images", made_up)
     sizes = Sizes(images=256, epochs=3, seeds=(0,), batch=16)
-    wanted = {n: replace(o, sizes=sizes) for n, o in chosen(names["PAPER"], "smoke").items()}
-    ((_, job),) = make_jobs(wanted, tmp_path, "cpu").items()
-    outcome = work(job, lambda status: None)
+    (only,) = chosen(names["PAPER"], "smoke").values()
+    assert isinstance(only, ChosenImages)
+    (job,) = replace(only, sizes=sizes).jobs(tmp_path, "cpu").values()
+    outcome = job.work(lambda status: None)
+    assert isinstance(outcome, Outcome)
     assert outcome.accuracy is not None
     assert outcome.accuracy > 0.9
 
@@ -52,8 +56,10 @@ def test_the_example_paper_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_commands_and_the_papers_are_ones_that_there_are() -> None:
     blocks = re.findall(r"^```shell\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     commands = [line for line in "".join(blocks).splitlines() if line]
-    assert len(commands) == 9
-    for command in commands:
+    own = [line for line in commands if line.startswith("python -m studies reproduce ")]
+    assert {*commands} - {*own} == {"python -m studies.reproduce.memory --out runs/memory"}
+    assert len(own) == 11
+    for command in own:
         parsed = make_parser().parse_args(shlex.split(command)[3:])
         wanted = None if parsed.methods is None else parsed.methods.split(",")
         parts = None if parsed.parts is None else parsed.parts.split(",")

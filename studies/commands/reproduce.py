@@ -6,7 +6,6 @@ import argparse
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 
 from metaplastic.errors import ConfigurationError
@@ -15,10 +14,9 @@ from studies.commands.base import Command
 from studies.display import make_display
 from studies.report import left_out_text
 from studies.reproduce import PAPERS, paper_of
-from studies.reproduce.base import Chosen, Paper, chosen, resized
-from studies.reproduce.jobs import count_tests, make_jobs, open_study, work
-from studies.reproduce.outcome import Outcome, Summary, summarise
-from studies.reproduce.page import part_tables, sizes_text, spread, sweep_table, write_report
+from studies.reproduce.page import write_report
+from studies.reproduce.paper import Chosen, Ended, Paper, PartReport, chosen
+from studies.reproduce.study import make_jobs, open_study, work
 from studies.results import Result
 from studies.words import text_table
 from studies.workers import run_jobs
@@ -35,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", metavar="A,B", help="some parts only (all of the preset)")
     parser.add_argument("--seeds", metavar="0,1", help="seeds (the preset's; --seed N: just one)")
     parser.add_argument("--workers", type=int, help=f"processes, one thread each ({WORKERS})")
-    parser.add_argument("--epochs", type=int, help="epochs (the preset's)")
+    parser.add_argument("--epochs", type=int, help="epochs (the preset's), for images")
     parser.add_argument("--images", type=int, help="training images (the preset's)")
 
 
@@ -44,82 +42,62 @@ def run(arguments: argparse.Namespace) -> None:
     began, device = time.monotonic(), pick_device(arguments.device)
     paper, preset = paper_of(arguments.paper), arguments.preset or PRESET
     asked = arguments.images, arguments.epochs, _seeds(arguments)
-    own = {n: resized(one.sizes, *asked) for n, one in chosen(paper, preset).items()}
+    every = {name: one.resized(*asked) for name, one in chosen(paper, preset).items()}
     named = chosen(paper, preset, _words(arguments.methods), _words(arguments.parts))
-    wanted = {name: replace(one, sizes=own[name]) for name, one in named.items()}
+    wanted = {name: one.resized(*asked) for name, one in named.items()}
+    _refuse_sizes(arguments, wanted)
     workers = min(WORKERS, os.cpu_count() or 1) if arguments.workers is None else arguments.workers
     if workers < 1:
         raise ConfigurationError(f"--workers counts from 1, got {workers}.")
-    tests = count_tests(wanted)  # what is missing is said before anything is made
+    for one in wanted.values():
+        one.check(device.type)  # what is missing is said before anything is made
     setting = {
         "paper": paper.name,
         "preset": preset,
-        "images": {name: sizes.images for name, sizes in own.items()},
-        "epochs": {name: sizes.epochs for name, sizes in own.items()},
+        **{
+            key: {n: one.setting[key] for n, one in every.items() if key in one.setting}
+            for key in ("images", "epochs")
+        },
     }
     out = open_study(arguments.out, arguments.overwrite, setting)
     jobs = make_jobs(wanted, out, device.type)
     try:
         with make_display(list(jobs)) as display:
-            done = run_jobs(work, jobs, workers, display, words=lambda outcome: outcome.words)
+            done = run_jobs(work, jobs, workers, display, words=lambda ended: ended.words)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "stopped; the same command with\n"
-            f"  --out {out}\ngoes on behind the last epoch of every method and seed."
+            f"  --out {out}\ngoes on behind the last checkpoint of every method and seed."
         ) from None
-    outcomes = [done[name] for name in jobs]
-    summaries = [
-        summary
+    ended = [done[name] for name in jobs]
+    reports = {
+        name: one.report(paper, [e for e in ended if e.part == name])
         for name, one in wanted.items()
-        for summary in summarise(
-            [o for o in outcomes if o.part == name],
-            one.part.reference,
-            {method.name: method.published for method in one.methods},
-            paper.slowness,
-        )
-    ]
+    }
     result = Result(
         command="reproduce",
         config={
             **setting,
-            "sizes": {name: asdict(one.sizes) for name, one in wanted.items()},
-            "summary": [asdict(summary) for summary in summaries],
+            "sizes": {name: one.record for name, one in wanted.items()},
+            "summary": [line for report in reports.values() for line in report.summary],
             "runs": {name: job.setting for name, job in jobs.items()},
         },
-        seeds=sorted({seed for one in wanted.values() for seed in one.sizes.seeds}),
-        rows=[
-            o.row(job.sizes.epochs, min(tests[job.data], job.sizes.test))
-            for job, o in zip(jobs.values(), outcomes, strict=True)
-        ],
-        headline=headline(paper, wanted, summaries, outcomes),
+        seeds=sorted({seed for one in wanted.values() for seed in one.record["seeds"]}),
+        rows=[job.row() for job in jobs.values()],
+        headline=f"{paper.name} on {'; '.join(report.headline for report in reports.values())}",
         seconds=time.monotonic() - began,
         device=device,
     )
-    _finish(result, out, paper, wanted, outcomes, summaries)
+    _finish(result, out, paper, wanted, reports, ended)
 
 
-def headline(
-    paper: Paper,
-    wanted: Mapping[str, Chosen],
-    summaries: Sequence[Summary],
-    outcomes: Sequence[Outcome],
-) -> str:
-    """Every method in one line."""
-    parts = []
-    for part, one in wanted.items():
-        told = [f"{s.method} {spread(s.accuracy, s.std)}" for s in summaries if s.part == part]
-        text, by = ", ".join(told), ""
-        if not told:
-            top, body = sweep_table([o for o in outcomes if o.part == part])
-            lines = [
-                ", ".join(f"{a}: {b}" for a, b in zip(top[1:], line[1:], strict=True))
-                for line in body
-            ]
-            text = "; ".join(f"{line[0]} {words}" for line, words in zip(body, lines, strict=True))
-            by = " by noise"
-        spreads = "± standard deviation over " if len(one.sizes.seeds) > 1 else ""
-        parts.append(f"{part}, test accuracy in %{by}: {text} ({spreads}{sizes_text(one)})")
-    return f"{paper.name} on {'; '.join(parts)}"
+def _refuse_sizes(arguments: argparse.Namespace, wanted: Mapping[str, Chosen]) -> None:
+    given = [f"--{name}" for name in ("images", "epochs") if getattr(arguments, name) is not None]
+    if given and not any(one.of_images for one in wanted.values()):
+        raise ConfigurationError(
+            f"{' and '.join(given)}: {', '.join(wanted)} learn from episodes, whose sizes are the "
+            "preset's. Leave it out, choose another --preset, or add a part with images."
+        )
 
 
 def _finish(
@@ -127,25 +105,22 @@ def _finish(
     out: Path,
     paper: Paper,
     wanted: Mapping[str, Chosen],
-    outcomes: list[Outcome],
-    summaries: list[Summary],
+    reports: Mapping[str, PartReport],
+    ended: Sequence[Ended],
 ) -> None:
     result.write(out)
-    left_out = write_report(out, paper, wanted, outcomes, summaries, result.as_json())
-    for part, one in wanted.items():
-        own = [o for o in outcomes if o.part == part]
-        lines = [s for s in summaries if s.part == part]
+    left_out = write_report(out, paper, wanted, reports, ended, result.as_json())
+    for part, report in reports.items():
         print(f"\n{part}")
-        for table in part_tables(paper, one, own, lines):
+        for table in report.tables:
             print(f"{text_table(*table)}\n")
-        for summary in lines:
-            if summary.warning:
-                print(summary.warning)
-    if summaries and paper.published_note:
+        for note in report.notes:
+            print(note)
+    if paper.published_note and any(report.summary for report in reports.values()):
         print(paper.published_note)
-    for outcome in outcomes:
-        if outcome.diverged is not None:
-            print(f"{outcome.part}: {outcome.method}, seed {outcome.seed}: {outcome.diverged}")
+    for one in ended:
+        if one.diverged is not None:
+            print(f"{one.part}: {one.method}, seed {one.seed}: {one.diverged}")
     if left_out:
         print(left_out_text(left_out))
     print(f"Results, pictures and report.html are in {out}")
@@ -176,8 +151,8 @@ COMMAND = Command(
     about="run the experiments of a paper again",
     description="Train the methods of a paper, several seeds each, and compare them with what was "
     "published. Called again with the same --out and setting it goes on: finished methods and "
-    "seeds are not run again, unfinished ones go on behind their last epoch, and further --parts, "
-    "--methods and --seeds join those that are there; --overwrite starts anew.",
+    "seeds are not run again, unfinished ones go on behind their last checkpoint, and further "
+    "--parts, --methods and --seeds join those that are there; --overwrite starts anew.",
     add_options=add_options,
     run=run,
     preset=PRESET,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metaplastic.errors import UnknownNameError
 from studies.reproduce import dfc, lcp, pepita, strong_dfc
-from studies.reproduce.base import Paper
+from studies.reproduce.paper import Paper
 
 PAPERS: dict[str, Paper] = {
     paper.name: paper for paper in (dfc.PAPER, strong_dfc.PAPER, pepita.PAPER, lcp.PAPER)

@@ -1,24 +1,18 @@
-"""What a paper to reproduce is made of."""
+"""What is trained on images: methods, their sizes, and what they are built from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from metaplastic.errors import ConfigurationError, UnknownNameError
+from metaplastic.errors import ConfigurationError
 from metaplastic.learner import Learner
 from metaplastic.seeds import streams
-from studies.presets import PRESETS
-from studies.report import Picture
 from studies.reproduce.phase import Phase
 from studies.reproduce.training import Probe
-from tasks.images import Scaling
-
-if TYPE_CHECKING:
-    from studies.reproduce.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -98,99 +92,6 @@ class Sweep:
     sizes: Sizes
 
 
-@dataclass(frozen=True)
-class PaperPart:
-    """One data set and the methods that are compared on it: one table, and pictures of its own."""
-
-    data: str
-    """See ``tasks.load_images``."""
-    methods: Callable[[str], Sequence[Method]]
-    """Every method at a preset."""
-    sizes: Mapping[str, Sizes]
-    """By preset; at others the part is left out."""
-    reference: str = "bp"
-    """The method that the others are compared with, seed by seed."""
-    sweep: Callable[[str], Sweep | None] = lambda preset: None
-    """By preset."""
-    scaling: Scaling = "standard"
-    """Of the pixels, see ``tasks.load_images``."""
-
-
-@dataclass(frozen=True)
-class Paper:
-    """One paper; a new one is one file and one name in ``PAPERS``."""
-
-    name: str
-    title: str
-    source: str
-    """Authors and year."""
-    about: str
-    parts: Mapping[str, PaperPart]
-    """By what stands as the task in ``result.json``."""
-    pictures: Sequence[Picture[Outcome]]
-    """Of each part."""
-    published_note: str = ""
-    """Where the published numbers are from."""
-    shown_epochs: tuple[int, ...] = ()
-    """The epochs whose test accuracy stands in a table of its own."""
-    slowness: int | None = None
-    """The table has the slowness of the test curve up to this epoch."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What is to be run of a part."""
-
-    part: PaperPart
-    sizes: Sizes
-    methods: tuple[Method, ...]
-    sweep: Sweep | None
-
-    @property
-    def every(self) -> tuple[Method, ...]:
-        """Those of the table and of the sweep."""
-        return (*self.methods, *(self.sweep.methods if self.sweep else ()))
-
-
-def chosen(
-    paper: Paper,
-    preset: str,
-    names: Sequence[str] | None = None,
-    parts: Sequence[str] | None = None,
-) -> dict[str, Chosen]:
-    """The methods of these names in these parts, in the paper's order; all where none is named, and
-    no part where none of them is.
-
-    Raises UnknownNameError for a preset, part or method that there is not.
-    """
-    if preset not in PRESETS:
-        raise UnknownNameError("preset", preset, PRESETS)
-    known = {name: part for name, part in paper.parts.items() if preset in part.sizes}
-    for name in parts or ():
-        if name not in known:
-            raise UnknownNameError(f"part of {paper.name} at --preset {preset}", name, known)
-    found = {
-        name: Chosen(part, part.sizes[preset], tuple(part.methods(preset)), part.sweep(preset))
-        for name, part in known.items()
-        if not parts or name in parts
-    }
-    methods = [method.name for one in found.values() for method in one.every]
-    for name in names or ():
-        if name not in methods:
-            raise UnknownNameError(f"method of {paper.name}", name, dict.fromkeys(methods))
-    named = {name: _named(one, names) for name, one in found.items()}
-    return {name: one for name, one in named.items() if one.every}
-
-
-def _named(whole: Chosen, names: Sequence[str] | None) -> Chosen:
-    def keep(some: Sequence[Method]) -> tuple[Method, ...]:
-        return tuple(method for method in some if not names or method.name in names)
-
-    kept = () if whole.sweep is None else keep(whole.sweep.methods)
-    sweep = replace(whole.sweep, methods=kept) if whole.sweep and kept else None
-    return replace(whole, methods=keep(whole.methods), sweep=sweep)
-
-
 def resized(
     sizes: Sizes, images: int | None, epochs: int | None, seeds: Sequence[int] | None
 ) -> Sizes:
@@ -202,13 +103,22 @@ def resized(
         sizes,
         images=sizes.images if images is None else images,
         epochs=sizes.epochs if epochs is None else epochs,
-        seeds=sizes.seeds if seeds is None else tuple(dict.fromkeys(seeds)),
+        seeds=pick_seeds(sizes.seeds, seeds),
     )
     if own.epochs < 1 or own.images < own.batch:
         raise ConfigurationError(
             f"--epochs counts from 1 and --images from {own.batch}, one batch; got {own.epochs} "
             f"and {own.images}."
         )
-    if not own.seeds or min(own.seeds) < 0:
-        raise ConfigurationError(f"seeds are from 0, and at least one; got {list(own.seeds)}.")
     return own
+
+
+def pick_seeds(own: tuple[int, ...], given: Sequence[int] | None) -> tuple[int, ...]:
+    """What the user asks for instead, each once.
+
+    Raises ConfigurationError for none, and for seeds below 0.
+    """
+    seeds = own if given is None else tuple(dict.fromkeys(given))
+    if not seeds or min(seeds) < 0:
+        raise ConfigurationError(f"seeds are from 0, and at least one; got {list(seeds)}.")
+    return seeds

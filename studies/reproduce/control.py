@@ -16,7 +16,8 @@ from metaplastic.credit import Backprop, CreditAssignment, DirectFeedback, Feedb
 from metaplastic.learner import Learner
 from metaplastic.rules import Delta
 from metaplastic.rules.base import PlasticityRule
-from studies.reproduce.base import Method, PaperPart, Setup, Sizes, Sweep, Trainee
+from studies.reproduce.base import Method, Setup, Sizes, Sweep, Trainee
+from studies.reproduce.images import PaperPart
 from studies.reproduce.phase import FEEDBACK, WEIGHTS, Phase
 from studies.reproduce.probes import control_probes, gradient_angle
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaplastic.credit import FeedbackControl
-from studies.reproduce.base import Method, Paper, Setup, Sizes, Trainee
+from studies.reproduce.base import Method, Setup, Sizes, Trainee
 from studies.reproduce.control import (
     BP,
     FALLING,
@@ -17,6 +17,7 @@ from studies.reproduce.control import (
     mnist,
 )
 from studies.reproduce.figures import CONTROL_PICTURES
+from studies.reproduce.paper import Paper
 
 NUDGE = 0.0779 / 128
 """Of each example: the published one moves the output along the gradient of a batch's mean loss."""
@@ -98,13 +99,12 @@ def methods(preset: str) -> Sequence[Method]:
     return found
 
 
+MNIST = mnist(methods, Sizes(images=55_000, epochs=100, seeds=(0, 1, 2, 3, 4)))
 PAPER = Paper(
     name="dfc",
     title="Credit assignment through deep feedback control",
     source="Meulemans et al. 2021",
     about="deep feedback control on MNIST, with fixed and with learned feedback",
-    parts={
-        "mnist": mnist(methods, Sizes(images=55_000, epochs=100, seeds=(0, 1, 2, 3, 4))),
-    },
+    parts={"mnist": MNIST},
     pictures=CONTROL_PICTURES,
 )

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from studies.reproduce.base import Method, Paper, PaperPart, Sizes
+from studies.reproduce.base import Method, Sizes
 from studies.reproduce.equilibrium import at_rest, backprop
 from studies.reproduce.figures_rest import REST_PICTURES
+from studies.reproduce.images import PaperPart
+from studies.reproduce.lcp_episodes import EPISODES
+from studies.reproduce.paper import Paper
 
 BATCH = 64
 FLOOR = 0.1
@@ -163,9 +166,10 @@ PAPER = Paper(
     name="lcp",
     title="The least-control principle for local learning at equilibrium",
     source="Meulemans et al. 2022",
-    about="least control of feed-forward and recurrent networks at rest on MNIST and CIFAR-10",
-    parts={name: _part(name) for name in PARTS},
+    about="least control of networks at rest on MNIST and CIFAR-10, and of learners at rest on few "
+    "examples",
+    parts={**{name: _part(name) for name in PARTS}, **EPISODES},
     pictures=REST_PICTURES,
     published_note="The accuracies of the paper were not at hand: what there is to compare with "
-    "is the reference, run here on the same images.",
+    "is the reference, run here on the same images and episodes.",
 )

@@ -19,7 +19,7 @@ from metaplastic.rules import Delta
 from metaplastic.signals import Teacher
 from studies.reproduce.base import Setup
 from studies.reproduce.control import mlp
-from studies.reproduce.dfc import CONTROLLER, NUDGE, PAPER
+from studies.reproduce.dfc import CONTROLLER, MNIST, NUDGE
 from tasks.images import load_images
 
 RESIDUAL = 1e-9
@@ -116,7 +116,7 @@ def main() -> None:
     constants of ``reproduce dfc``.
     """
     torch.set_num_threads(1)
-    setup = Setup((1, 28, 28), 10, 0, PAPER.parts["mnist"].sizes["acceptance"], {})
+    setup = Setup((1, 28, 28), 10, 0, MNIST.sizes["acceptance"], {})
     options = {**CONTROLLER, "dt": 0.02}
     learner = Learner(mlp(setup), FeedbackControl("steady"), Delta(1.0, derivative=False)).double()
     digits = load_images("mnist").train

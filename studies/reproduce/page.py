@@ -1,4 +1,4 @@
-"""What a reproduction shows in the end: the table, the pictures and the page."""
+"""The page of a reproduction."""
 
 from __future__ import annotations
 
@@ -8,137 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from studies.page import definitions, figure, line, machine_lines, table, write_document
-from studies.report import write_pictures
-from studies.reproduce.base import Chosen, Method, Paper
-from studies.reproduce.outcome import Outcome, Summary, mean, std
+from studies.reproduce.paper import Chosen, Ended, Paper, PartReport
 
-HEAD = (
-    "method",
-    "test accuracy, %",
-    "against {reference}",
-    "published",
-    "seconds per epoch",
-    "without control",
-    "row-space share",
-    "slowness, epochs",
-    "diverged",
-)
 PAGE = "report.html"
-Table = tuple[list[str], list[list[str]]]
-"""Head and lines."""
-
-
-def cells(summary: Summary) -> list[str]:
-    """One line of the table; what there is not is a dash."""
-    shares = summary.condition
-    return [
-        summary.method,
-        spread(summary.accuracy, summary.std),
-        spread(summary.difference, summary.difference_std, signed=True),
-        "–" if summary.published is None else f"{summary.published:.2f}",
-        "–" if summary.seconds is None else f"{summary.seconds:.1f}",
-        f"{100 * summary.unconverged:.2g} %" if summary.unconverged else "–",
-        "–" if shares is None else f"{shares[0]:.3f} → {shares[1]:.3f}",
-        "–" if summary.slowness is None else f"{summary.slowness:.2f}",
-        f"{summary.diverged} of {summary.seeds}" if summary.diverged else "–",
-    ]
-
-
-def spread(middle: float | None, width: float | None, signed: bool = False) -> str:
-    """A share 0..1 as per cent with its standard deviation."""
-    if middle is None:
-        return "–"
-    text = f"{100 * middle:+.2f}" if signed else f"{100 * middle:.2f}"
-    return text if width is None else f"{text} ± {100 * width:.2f}"
-
-
-def summary_table(reference: str, summaries: Sequence[Summary]) -> Table:
-    """A line for each method; columns of dashes are left out."""
-    body = [cells(summary) for summary in summaries]
-    kept = [i for i in range(len(HEAD)) if i < 2 or any(line[i] != "–" for line in body)]
-    top = [HEAD[i].format(reference=reference) for i in kept]
-    return top, [[line[i] for i in kept] for line in body]
-
-
-def epochs_table(
-    shown: Sequence[int], methods: Sequence[Method], outcomes: Sequence[Outcome]
-) -> Table:
-    """Test accuracy after some epochs, as far as any method came, and after the last, with what was
-    published of it in a line below a method's own.
-    """
-    plain = [o for o in outcomes if o.level is None]
-    reached = max((len(o.curve) for o in plain), default=0)
-    epochs = [epoch for epoch in shown if epoch < reached]
-    epochs = sorted({*epochs, reached - 1}) if shown and reached > 1 else []
-    body = []
-    for method in methods:
-        own = [o.along("test_accuracy") for o in plain if o.method == method.name]
-        ends = [[scores[epoch] for scores in own if epoch < len(scores)] for epoch in epochs]
-        body.append([method.name, *(spread(mean(some), std(some)) for some in ends)])
-        told = [method.published_epochs.get(epoch) for epoch in epochs]
-        if any(told):
-            known = ["–" if value is None else f"{value:.2f}" for value in told]
-            body.append([f"{method.name}, published", *known])
-    return ["test accuracy, % at epoch", *map(str, epochs)], body if epochs else []
-
-
-def sweep_table(outcomes: Sequence[Outcome]) -> Table:
-    """A line for each method, a column for each level, per cent."""
-    swept = [o for o in outcomes if o.level is not None]
-    levels = sorted({o.level for o in swept if o.level is not None})
-    body = []
-    for name in dict.fromkeys(o.method for o in swept):
-        found = [name]
-        for level in levels:
-            scores = [o.accuracy for o in swept if o.method == name and o.level == level]
-            known = [score for score in scores if score is not None]
-            found.append(f"{100 * sum(known) / len(known):.1f}" if known else "–")
-        body.append(found)
-    return ["test accuracy, % at", *(f"{level:g}" for level in levels)], body
-
-
-def part_tables(
-    paper: Paper, chosen: Chosen, outcomes: Sequence[Outcome], summaries: Sequence[Summary]
-) -> list[Table]:
-    """The tables of one part that have any lines."""
-    every = (
-        summary_table(chosen.part.reference, summaries),
-        epochs_table(paper.shown_epochs, chosen.methods, outcomes),
-        sweep_table(outcomes),
-    )
-    return [(top, body) for top, body in every if body]
 
 
 def write_report(
     out: Path,
     paper: Paper,
     wanted: Mapping[str, Chosen],
-    outcomes: Sequence[Outcome],
-    summaries: Sequence[Summary],
+    reports: Mapping[str, PartReport],
+    ended: Sequence[Ended],
     result: Mapping[str, Any],
 ) -> list[str]:
     """Write the pictures, ``PART-NAME.png``, and ``report.html``; returns the names of the pictures
     that were left out because matplotlib is missing.
     """
-    note = (
-        "Test accuracy is that of the epoch with the best validation accuracy where no epoch is "
-        f"named. ± is the standard deviation over seeds. {paper.published_note}"
-    )
+    notes = [*dict.fromkeys(one.note for one in wanted.values()), paper.published_note]
     parts = [f"<p>{escape(paper.title)} ({escape(paper.source)}).</p>"]
-    parts.append(f"<p class='note'>{escape(note)}</p>")
+    parts.append(f"<p class='note'>{escape(' '.join(notes).strip())}</p>")
     left_out = []
     for part, chosen in wanted.items():
-        own = [o for o in outcomes if o.part == part]
-        lines = [s for s in summaries if s.part == part]
-        parts.append(f"<h2>{escape(part)}</h2>\n<p class='note'>{escape(sizes_text(chosen))}</p>")
-        for top, body in part_tables(paper, chosen, own, lines):
+        own = [one for one in ended if one.part == part]
+        parts.append(f"<h2>{escape(part)}</h2>\n<p class='note'>{escape(chosen.sizes_text)}</p>")
+        for top, body in reports[part].tables:
             parts.append(table(top, [line(one) for one in body]))
-        warned = [s.warning for s in lines if s.warning]
-        parts += [f"<p class='note'>{escape(text)}</p>" for text in warned]
-        pictures, missing = write_pictures(out, part, paper.pictures, own)
+        parts += [f"<p class='note'>{escape(text)}</p>" for text in reports[part].notes]
+        pictures, missing = chosen.draw(out, paper, own)
         parts += [figure(*picture) for picture in pictures]
         left_out += missing
-    about = {method.name: method.about for one in wanted.values() for method in one.every}
+    about = {name: text for one in wanted.values() for name, text in one.about.items()}
     parts.append(f"<h2>Methods</h2>\n{definitions(about)}")
     setting = {
         "command": f"python -m studies reproduce {paper.name}",
@@ -148,12 +47,3 @@ def write_report(
     parts.append(f"<h2>Setting</h2>\n{definitions(setting)}")
     write_document(out / PAGE, paper.title, result["headline"], parts, left_out)
     return left_out
-
-
-def sizes_text(chosen: Chosen) -> str:
-    """Seeds, images and epochs of a part."""
-    sizes = chosen.sizes
-    word = "seeds" if len(sizes.seeds) > 1 else "one seed,"
-    return (
-        f"{word} {', '.join(map(str, sizes.seeds))}; {sizes.images} images, {sizes.epochs} epochs"
-    )

@@ -24,8 +24,10 @@ from metaplastic.networks import LayeredNetwork
 from metaplastic.networks.base import he_scale
 from metaplastic.rules import Delta
 from metaplastic.rules.base import PlasticityRule
-from studies.reproduce.base import Method, Paper, PaperPart, Setup, Sizes, Trainee
+from studies.reproduce.base import Method, Setup, Sizes, Trainee
 from studies.reproduce.figures_angles import MODULATION_PICTURES
+from studies.reproduce.images import PaperPart
+from studies.reproduce.paper import Paper
 from studies.reproduce.phase import FEEDBACK, WEIGHTS, Phase
 from studies.reproduce.probes import hidden_angle, projection_angle
 from studies.reproduce.training import Probe

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaplastic.credit import FeedbackControl, StrongFeedbackControl
-from studies.reproduce.base import Method, Paper, Setup, Sizes, Sweep, Trainee
+from studies.reproduce.base import Method, Setup, Sizes, Sweep, Trainee
 from studies.reproduce.control import BP, FALLING, backprop, controlled, given, mnist
 from studies.reproduce.dfc import FORWARD_NOISE, SHORT_LEAK, control
 from studies.reproduce.figures import CONTROL_PICTURES, NOISE_PICTURE
+from studies.reproduce.paper import Paper
 
 NUDGE = 0.0138 / 32
 """Of weak control, for each example."""

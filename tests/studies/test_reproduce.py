@@ -16,23 +16,18 @@ from metaplastic.credit import Backprop, FeedbackControl
 from metaplastic.errors import CheckpointError, ConfigurationError, UnknownNameError
 from studies.display import make_display
 from studies.reproduce import PAPERS
-from studies.reproduce.base import (
-    Method,
-    Paper,
-    PaperPart,
-    Setup,
-    Sizes,
-    Sweep,
-    Trainee,
-    chosen,
-    resized,
-)
+from studies.reproduce.base import Method, Setup, Sizes, Sweep, Trainee, resized
 from studies.reproduce.control import controlled
+from studies.reproduce.dfc import MNIST
+from studies.reproduce.episodes import ChosenEpisodes
 from studies.reproduce.figures import CONTROL_PICTURES, NOISE_PICTURE
-from studies.reproduce.jobs import Job, make_jobs, make_training, open_study, work
+from studies.reproduce.images import ChosenImages, PaperPart
+from studies.reproduce.jobs import ImageJob, make_training
 from studies.reproduce.outcome import Outcome, slowness, summarise
-from studies.reproduce.page import cells, epochs_table, summary_table, sweep_table
+from studies.reproduce.paper import Paper, chosen
 from studies.reproduce.phase import FEEDBACK, WEIGHTS, Phase
+from studies.reproduce.study import make_jobs, open_study, work
+from studies.reproduce.tables import cells, epochs_table, summary_table, sweep_table
 from studies.reproduce.training import Training, evaluate
 from studies.results import KEYS, ROW_KEYS
 from studies.workers import run_jobs
@@ -195,8 +190,8 @@ def test_lost_examples_are_counted_as_a_share(monkeypatch):
     assert made.curve[1]["unconverged"] == 2 / 8
 
 
-def job(tmp_path, build=small, seed=0, **options) -> Job:
-    return Job(
+def job(tmp_path, build=small, seed=0, **options) -> ImageJob:
+    return ImageJob(
         "mine",
         "mnist",
         "unit",
@@ -211,14 +206,15 @@ def job(tmp_path, build=small, seed=0, **options) -> Job:
 
 @pytest.fixture
 def data(monkeypatch) -> None:
-    monkeypatch.setattr("studies.reproduce.jobs.load_images", made_up)
+    for module in ("jobs", "images"):
+        monkeypatch.setattr(f"studies.reproduce.{module}.load_images", made_up)
 
 
 @pytest.mark.usefixtures("data")
 def test_a_job_that_is_killed_goes_on_and_a_finished_one_is_only_read(tmp_path, monkeypatch):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    whole = work(job(tmp_path / "whole"), silent)
+    whole = job(tmp_path / "whole").work(silent)
 
     class Killed(BaseException):
         pass
@@ -229,15 +225,15 @@ def test_a_job_that_is_killed_goes_on_and_a_finished_one_is_only_read(tmp_path, 
 
     monkeypatch.setattr("studies.status.Every.__call__", lambda self: True)
     with pytest.raises(Killed):
-        work(job(tmp_path / "killed"), dies)
+        job(tmp_path / "killed").work(dies)
     lines = (tmp_path / "killed" / "curve.jsonl").read_text().splitlines()
     assert 1 < len(lines) < 4
-    resumed = work(job(tmp_path / "killed"), silent)
+    resumed = job(tmp_path / "killed").work(silent)
     assert timeless(resumed.curve) == timeless(whole.curve)
     monkeypatch.setattr("studies.reproduce.jobs.make_training", None)
-    assert work(job(tmp_path / "killed"), silent) == resumed
+    assert job(tmp_path / "killed").work(silent) == resumed
     with pytest.raises(CheckpointError, match="--overwrite"):
-        work(job(tmp_path / "killed", lr=0.02), silent)
+        job(tmp_path / "killed", lr=0.02).work(silent)
     row = read(tmp_path / "killed")["rows"][0]
     assert tuple(row) == ROW_KEYS
     best = max(whole.curve[1:], key=lambda line: line["validation_accuracy"])
@@ -247,7 +243,7 @@ def test_a_job_that_is_killed_goes_on_and_a_finished_one_is_only_read(tmp_path, 
 
 @pytest.mark.usefixtures("data")
 def test_what_diverges_says_so_in_its_row(tmp_path):
-    outcome = work(job(tmp_path, falls_over), silent)
+    outcome = job(tmp_path, falls_over).work(silent)
     assert outcome.diverged
     assert outcome.accuracy is None
     row = read(tmp_path)["rows"][0]
@@ -373,9 +369,9 @@ def test_papers_are_complete_and_their_options_are_json():
     for name, paper in PAPERS.items():
         assert paper.name == name
         for preset in ("smoke", "quick", "acceptance", "full"):
-            every = [
-                (one, method) for one in chosen(paper, preset).values() for method in one.every
-            ]
+            parts = chosen(paper, preset).values()
+            assert {type(one) for one in parts} <= {ChosenImages, ChosenEpisodes}
+            every = [(one, m) for one in parts if isinstance(one, ChosenImages) for m in one.every]
             assert every
             for one, method in every:
                 assert len({m.name for m in one.every}) == len(one.every)
@@ -395,7 +391,7 @@ def test_papers_are_complete_and_their_options_are_json():
 
 
 def test_methods_of_one_seed_begin_with_the_same_weights():
-    methods = PAPERS["dfc"].parts["mnist"].methods("smoke")
+    methods = MNIST.methods("smoke")
     first = [
         m.build(Setup((1, 4, 4), 10, 3, SIZES, m.options)).learner.network.weights()
         for m in methods
@@ -414,10 +410,11 @@ def test_what_is_asked_for_is_checked():
     with pytest.raises(UnknownNameError, match="preset"):
         chosen(paper, "smokey")
     only = chosen(paper, "smoke", ["weak-in-noise"])["mnist"]
+    assert isinstance(only, ChosenImages)
     assert not only.methods
     assert only.sweep is not None
     assert [m.name for m in only.sweep.methods] == ["weak-in-noise"]
-    assert chosen(paper, "smoke", ["bp"])["mnist"].sweep is None
+    assert list(chosen(paper, "smoke", ["bp"])["mnist"].about) == ["bp"]
     assert resized(SIZES, 64, 2, [4, 4]).seeds == (4,)
     for wrong in ((4, 1, None), (64, 0, None), (64, 1, [-1]), (64, 1, [])):
         with pytest.raises(ConfigurationError):
@@ -459,7 +456,8 @@ def tiny(monkeypatch) -> None:
         shown_epochs=(1,),
     )
     monkeypatch.setitem(PAPERS, "tiny", paper)
-    monkeypatch.setattr("studies.reproduce.jobs.load_images", made_up)
+    for module in ("jobs", "images"):
+        monkeypatch.setattr(f"studies.reproduce.{module}.load_images", made_up)
 
     def here(function, jobs, workers, display, words):
         return {name: function(job, silent) for name, job in jobs.items()}
@@ -558,8 +556,12 @@ def test_control_under_a_small_nudge_learns_in_the_direction_of_the_gradient():
 def test_jobs_run_in_processes_too(tmp_path):
     sizes = Sizes(images=128, epochs=1, seeds=(0,), test=100, validation=100)
     wanted = chosen(PAPERS["dfc"], "smoke", ["bp", "dfc-ssa"])
-    jobs = make_jobs({n: replace(o, sizes=sizes) for n, o in wanted.items()}, tmp_path, "cpu")
+    only = wanted["mnist"]
+    assert isinstance(only, ChosenImages)
+    jobs = make_jobs({"mnist": replace(only, sizes=sizes)}, tmp_path, "cpu")
     with make_display(list(jobs)) as display:
         done = run_jobs(work, jobs, 2, display)
     assert [o.diverged for o in done.values()] == [None, None]
-    assert done["mnist-dfc-ssa-0"].along("row_space_share")[0] < 0.5
+    outcome = done["mnist-dfc-ssa-0"]
+    assert isinstance(outcome, Outcome)
+    assert outcome.along("row_space_share")[0] < 0.5

@@ -14,9 +14,9 @@ from metaplastic import EquilibriumNetwork, Learner
 from metaplastic.credit import EquilibriumControl
 from metaplastic.equilibrium import Inversion
 from metaplastic.networks import equilibrium_rnn
-from studies.reproduce.base import Setup, Sizes, Trainee, chosen
+from studies.reproduce.base import Method, Setup, Sizes, Trainee
 from studies.reproduce.figures_rest import REST_PICTURES
-from studies.reproduce.lcp import BATCH, NAMES, PAPER
+from studies.reproduce.lcp import BATCH, NAMES, methods
 from studies.reproduce.outcome import Outcome
 from studies.reproduce.probes_rest import control_size, feedback_share, rest_angle, twin_angle
 from studies.reproduce.training import Training
@@ -40,8 +40,13 @@ def shape_of(part: str) -> tuple[int, ...]:
     return (1, 3, 3) if part in MNIST else (2, 16, 16)
 
 
+def published(part: str, name: str) -> Method:
+    (method,) = (method for method in methods(part, "full") if method.name == name)
+    return method
+
+
 def made(part: str, name: str, **options) -> Trainee:
-    (method,) = chosen(PAPER, "full", [name], [part])[part].methods
+    method = published(part, name)
     own = {**method.options, **SMALL[part], **options}
     return method.build(Setup(shape_of(part), 4, 0, SIZES, own))
 
@@ -92,7 +97,7 @@ def test_a_weak_update_is_the_strength_of_a_batch_times_the_mean_gradient(
     """Published is the sum over 64 examples, each under a control of 10 / 64 here; with a
     thousandth of it, about a thousandth of 10 times the gradient of the mean loss is left.
     """
-    (method,) = chosen(PAPER, "full", [name], [part])[part].methods
+    method = published(part, name)
     strong = method.options["controller"]
     assert strong["integral"] / strong["leak"] == pytest.approx(10 / 64)
     controller = {**strong, "integral": weak * strong["integral"]}
@@ -129,7 +134,7 @@ def test_methods_begin_with_the_same_weights(part: str) -> None:
 
 def test_networks_have_the_published_size() -> None:
     def count(part: str, shape: tuple[int, ...]) -> int:
-        (method,) = chosen(PAPER, "full", ["lcp-di"], [part])[part].methods
+        method = published(part, "lcp-di")
         network = method.build(Setup(shape, 10, 0, SIZES, method.options)).learner.network
         return sum(p.numel() for p in network.parameters())
 
@@ -185,8 +190,9 @@ def test_what_shrinks_does_so_whatever_the_rate() -> None:
 
 def test_published_shares_are_in_the_options() -> None:
     found = {
-        part: one.methods[0].options["feedback"]["shrink"]
-        for part, one in chosen(PAPER, "full", ["lcp-kp"]).items()
+        part: published(part, "lcp-kp").options["feedback"]["shrink"]
+        for part, names in NAMES.items()
+        if "lcp-kp" in names
     }
     assert found == {"mnist-ff": 1e-6, "mnist-rnn": 1e-6, "cifar10-ff": 1e-5}
 

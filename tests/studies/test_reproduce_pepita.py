@@ -11,17 +11,18 @@ from torch import nn
 
 from metaplastic import InputModulation
 from metaplastic.credit import DirectFeedback
-from studies.reproduce.base import Setup, Sizes, Trainee, chosen
+from studies.reproduce.base import Setup, Sizes, Trainee
 from studies.reproduce.figures_angles import MODULATION_PICTURES
 from studies.reproduce.outcome import Outcome
-from studies.reproduce.pepita import PAPER
+from studies.reproduce.pepita import PAPER, methods
 from studies.reproduce.probes import hidden_angle, projection_angle
 from studies.reproduce.training import Training
 from tasks.images import Images, Part
 
 SIZES = Sizes(images=64, epochs=2, seeds=(0,), test=32, validation=32, batch=8)
 SHAPE = (1, 8, 8)
-ALL = [(part, m.name) for part, one in chosen(PAPER, "full").items() for m in one.methods]
+METHODS = {part: {m.name: m for m in methods(part, "full")} for part in PAPER.parts}
+ALL = [(part, name) for part, named in METHODS.items() for name in named]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -29,7 +30,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def made(part: str, name: str, shape: tuple[int, ...] = SHAPE, **options) -> Trainee:
-    (method,) = chosen(PAPER, "full", [name], [part])[part].methods
+    method = METHODS[part][name]
     return method.build(Setup(shape, 10, 0, SIZES, {**method.options, **options}))
 
 
@@ -77,7 +78,7 @@ def test_backpropagation_is_a_momentum_step_of_autograd(part: str) -> None:
 
 def test_rates_fall_after_their_epochs() -> None:
     trainee = made("mnist-fc", "pepita", falls=[1, 2])
-    assert chosen(PAPER, "full")["mnist-fc"].methods[0].options["falls"] == [60, 90]
+    assert METHODS["mnist-fc"]["bp"].options["falls"] == [60, 90]
     x, y = images(64)
     data = Images("made up", Part(x, y), Part(x, y), Part(x, y), 10)
     training = Training(trainee.learner, data, trainee.phases, batch=8)
@@ -164,8 +165,8 @@ def test_options_reach_the_credit_and_the_rule() -> None:
 
 
 def test_only_what_is_known_counts_as_published() -> None:
-    for part, one in chosen(PAPER, "full").items():
-        for method in one.methods:
+    for part, named in METHODS.items():
+        for method in named.values():
             known = (part, method.name) == ("cifar10-fc", "pepita")
             assert bool(method.published_epochs) == known
             assert method.published == (52.58 if known else None)
