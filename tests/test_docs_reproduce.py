@@ -58,7 +58,7 @@ def test_the_commands_and_the_papers_are_ones_that_there_are() -> None:
     commands = [line for line in "".join(blocks).splitlines() if line]
     own = [line for line in commands if line.startswith("python -m studies reproduce ")]
     assert {*commands} - {*own} == {"python -m studies.reproduce.memory --out runs/memory"}
-    assert len(own) == 11
+    assert len(own) == 12
     for command in own:
         parsed = make_parser().parse_args(shlex.split(command)[3:])
         wanted = None if parsed.methods is None else parsed.methods.split(",")
