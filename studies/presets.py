@@ -127,7 +127,7 @@ _CONTROL = {
     "leak": 1.0,
 }
 # Set by hand, so that every method settles at the start and on the way.
-_SETTLING = {"initial_rate": 0.01, "strength": 3.0, "rate": 0.03}
+_SETTLING = {"initial_rate": 0.01, "strength": 3.0, "rate": 0.03, "steps": 40}
 _AT_REST = [name for name, known in RECIPES.items() if known.rest is not None]
 TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
     # Set by hand. `python -m studies search --task sinusoid-continual --learner NAME --preset quick
@@ -168,9 +168,9 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
         "full": Sizes(20_000, 8, 500, (128,), _digits(20, 10), decay="late"),
     },
     **{("sinusoid-iid", name): _points(**_SETTLING) for name in _AT_REST},
-    ("sinusoid-iid", "lcp"): _points(**_SETTLING, steps=150),
+    ("sinusoid-iid", "maml-rest"): _points(**{**_SETTLING, "steps": 100}),
     ("sinusoid-iid", "flp-lcp"): _points(
-        initial_rate=0.01, feedback_rate=0.01, plasticity_rate=3e-3
+        initial_rate=0.01, feedback_rate=0.01, plasticity_rate=3e-3, steps=40
     ),
     **{(f"{task}-iid", name): _classes() for name in _AT_REST for task in ("glyphs", "omniglot")},
 }

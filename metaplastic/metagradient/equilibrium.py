@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -87,6 +87,8 @@ class Equilibrium(MetaGradient):
         steps: Euler steps to the rest point.
         rate: length of a step; at 1 a step is one presentation of the whole support set.
         momentum: share of the last step that is added to the next.
+        memory: Anderson acceleration of the steps by so many of the last ones, in the place of
+            momentum; 0 is none. A few get to the rest point in a fraction of the steps.
         tolerance: an episode with a larger residual did not settle, and is left out; with
             ``math.inf`` none is.
         batching: all episodes at once (``"vmap"``), one after another (``"loop"``), or by size and
@@ -105,6 +107,7 @@ class Equilibrium(MetaGradient):
     steps: int = 200
     rate: float = 1.0
     momentum: float = 0.0
+    memory: int = 0
     tolerance: float = 0.01
     batching: Batching = "auto"
     limit: float = 1e8
@@ -119,6 +122,11 @@ class Equilibrium(MetaGradient):
             raise ConfigurationError(f"tolerance must be positive; got {self.tolerance}.")
         if not 0.0 <= self.momentum < 1.0:
             raise ConfigurationError(f"momentum is a share, from 0 to 1; got {self.momentum}.")
+        if self.memory < 0 or (self.memory and self.momentum):
+            raise ConfigurationError(
+                "memory counts steps, from 0, and takes the place of momentum; got "
+                f"memory={self.memory} and momentum={self.momentum}."
+            )
 
     @abstractmethod
     def settle(self, rest: Rest) -> Settled:
@@ -176,7 +184,14 @@ class Equilibrium(MetaGradient):
 
     def free(self, rest: Rest) -> Tensor:
         """The weights after ``steps`` steps without control, (E, P)."""
-        return relax(rest.field, rest.begin, self.steps, self.rate, self.momentum)
+        return self.relaxed(rest.field, rest.begin)
+
+    def relaxed(
+        self, push: Callable[[Tensor], Tensor], state: Tensor, steps: int | None = None
+    ) -> Tensor:
+        """States (E, n) after steps along their push."""
+        count = self.steps if steps is None else steps
+        return relax(push, state, count, self.rate, self.momentum, self.memory)
 
     def score(self, rest: Rest, settled: Settled) -> Tensor:
         """What has the gradient of E episodes as its own, (E,), with its graph."""

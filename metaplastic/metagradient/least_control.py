@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaplastic.errors import ConfigurationError, check_choice
 from metaplastic.metagradient.equilibrium import Equilibrium, Settled
-from metaplastic.metagradient.rest import Rest, relative, relax
+from metaplastic.metagradient.rest import Rest, relative
 
 Variant = Literal["inversion", "direct", "contrastive"]
 Found = tuple[Tensor, Tensor, Tensor]
@@ -76,7 +76,7 @@ class LeastControl(Equilibrium):
     def settle(self, rest: Rest) -> Settled:
         first = rest.field(rest.begin)
         count = self.steps if self.free_steps is None else self.free_steps
-        free = relax(rest.field, rest.begin, count, self.rate, self.momentum)
+        free = self.relaxed(rest.field, rest.begin, count)
         settle = {
             "inversion": self._inversion,
             "direct": self._direct,
@@ -89,14 +89,14 @@ class LeastControl(Equilibrium):
 
     def _inversion(self, rest: Rest, phi: Tensor, first: Tensor) -> Found:
         def push(state: Tensor) -> Tensor:
-            phi, psi = state
+            phi, psi = state.chunk(2, -1)
             field, pull = rest.linearised(phi)
             turn = pull(psi) - self.beta * rest.slope(phi)
             # The control of the next moment: without it weak damping makes Euler's method unstable.
-            return torch.stack([field + psi + self.rate * turn, turn])
+            return torch.cat([field + psi + self.rate * turn, turn], -1)
 
-        state = torch.stack([phi, torch.zeros_like(phi)])
-        phi, psi = relax(push, state, self.steps, self.rate, self.momentum)
+        state = self.relaxed(push, torch.cat([phi, torch.zeros_like(phi)], -1))
+        phi, psi = state.chunk(2, -1)
         field, pull = rest.linearised(phi)
         wanted = self.beta * rest.slope(phi)
         held = relative(field + psi, psi, first)
@@ -124,5 +124,5 @@ class LeastControl(Equilibrium):
         def push(phi: Tensor) -> Tensor:
             return rest.field(phi) - beta * rest.slope(phi)
 
-        phi = relax(push, phi, self.steps, self.rate, self.momentum)
+        phi = self.relaxed(push, phi)
         return phi, -beta * rest.slope(phi)

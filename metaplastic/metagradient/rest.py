@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metaplastic.episodes import Episodes
+from metaplastic.equilibrium.algebra import Anderson
 from metaplastic.errors import CompatibilityError, ConfigurationError
 from metaplastic.evaluation import query_scores
 from metaplastic.inner_loop import Draws, Rollout
@@ -94,9 +95,21 @@ def _pulled(output: Tensor, phi: Tensor, cotangent: Tensor | None = None) -> Ten
 
 
 def relax(
-    push: Callable[[Tensor], Tensor], state: Tensor, steps: int, rate: float, momentum: float
+    push: Callable[[Tensor], Tensor],
+    state: Tensor,
+    steps: int,
+    rate: float,
+    momentum: float = 0.0,
+    memory: int = 0,
 ) -> Tensor:
-    """Where the state is after some steps along its push, by Euler's method with momentum."""
+    """Where states (E, n) are after some steps along their push, by Euler's method with momentum,
+    or with Anderson acceleration from the last ``memory`` differences.
+    """
+    if memory:
+        accelerated = Anderson(memory, damping=1.0)
+        for _ in range(steps):
+            state = accelerated(state, state + rate * push(state))
+        return state
     velocity = torch.zeros_like(state)
     for _ in range(steps):
         velocity = momentum * velocity + rate * push(state)

@@ -32,10 +32,12 @@ class RestOptions(Options):
     rate: float = 0.1
     """Factor on all changes, a step's to the rest point as a presentation's in a stream; where the
     rest point is does not depend on it."""
-    steps: int = 100
+    steps: int = 30
     """To the rest point."""
-    momentum: float = 0.5
-    """Share of the last step that is added to the next."""
+    memory: int = 5
+    """Anderson acceleration by so many of the last steps; 0 is none."""
+    momentum: float = 0.0
+    """Share of the last step that is added to the next, where there is no acceleration."""
     tolerance: float | None = 0.01
     """An episode with a larger residual is left out of the meta-gradient; None leaves none out."""
     strength: float = 1.0
@@ -55,6 +57,7 @@ class RestOptions(Options):
         return {
             "steps": self.steps,
             "momentum": self.momentum,
+            "memory": self.memory,
             "tolerance": math.inf if self.tolerance is None else self.tolerance,
         }
 
@@ -205,14 +208,14 @@ RECIPES = (
     _recipe(
         "maml-rest",
         "consolidated backprop, gradient through all steps to the rest point",
-        RestOptions(tolerance=None),
+        RestOptions(steps=100, memory=0, momentum=0.5, tolerance=None),
         _through,
         _REST,
     ),
     _recipe(
         "flp-lcp",
         "consolidated Oja on learned feedback at rest, least control",
-        LeastControlFLPOptions(momentum=0.0),
+        LeastControlFLPOptions(),
         _flp_controlled,
         _FLP,
         _flp,

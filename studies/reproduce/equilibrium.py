@@ -144,7 +144,7 @@ def at_rest(setup: Setup) -> Trainee:
         psi,
         **options["controller"],
         solver=options["solver"],
-        start="inversion" if psi == "energy" else "zero",
+        start="inversion" if psi == "energy" else "free",
         weights="learned" if feedback else "fixed",
         scale=feedback.get("scale", 1.0),
         feedback_learning="noise-phase" if psi == "linear" else "none",

@@ -17,14 +17,17 @@ BATCH = 64
 FLOOR = 0.1
 """What rates fall to, as a share."""
 SOLVER: dict[str, Any] = {"method": "anderson", "memory": 2, "tolerance": 1e-4, "sweeps": 100}
-"""Of the free rest and under control: the update is within half a degree of that at 1e-12."""
+"""Of the free rest and, from there, under control."""
 ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 1e-3, "decay": 0.0, "floor": FLOOR}
 DESCENT: dict[str, Any] = {"optimizer": "sgd", "floor": FLOOR}
 STRONG: dict[str, Any] = {"integral": 1 / BATCH, "leak": 0.1}
 """Of each example: published is a controller of the mean loss of a batch."""
+WEAK: dict[str, Any] = {"integral": 0.1 / BATCH, "leak": 0.1}
+"""A tenth of that. Recurrent units under the published control come close to where their rest is
+lost; there it is strong control, of which the free network learns less."""
 DESCENTS: dict[str, dict[str, Any]] = {
     "mnist-ff": {"damping": 0.1, "memory": 5, "tolerance": 3e-4},
-    "mnist-rnn": {"damping": 0.4, "memory": 4, "tolerance": 3e-4},
+    "mnist-rnn": {"damping": 0.4, "memory": 4},
 }
 """What the solver needs to stay on the way down the energy."""
 PARTS: dict[str, dict[str, Any]] = {
@@ -42,7 +45,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "hidden": 256,
         "clip": 10.0,
         "every": 5,
-        "controller": STRONG,
+        "controller": WEAK,
     },
     "cifar10-ff": {
         **DESCENT,
@@ -53,7 +56,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "decay": 1e-3,
         "clip": None,
         "every": 2,
-        "controller": {"integral": 0.1 / BATCH, "leak": 0.1},
+        "controller": WEAK,
     },
     "cifar10-rnn": {
         **DESCENT,

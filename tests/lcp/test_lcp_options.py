@@ -23,6 +23,7 @@ from metaplastic import (
     RecurrentNetwork,
     SignSymmetry,
     SquaredError,
+    ThroughRest,
     Unsettled,
     Unsupervised,
     WeightMirror,
@@ -150,6 +151,9 @@ def test_a_network_with_a_state_and_one_without_plastic_weights_are_refused():
         (LeastControl, {"steps": 0}),
         (LeastControl, {"rate": 0.0}),
         (LeastControl, {"momentum": 1.0}),
+        (LeastControl, {"memory": -1}),
+        (LeastControl, {"memory": 1, "momentum": 0.1}),
+        (ThroughRest, {"memory": 1}),
         (LeastControl, {"tolerance": -1.0}),
         (LeastControl, {"batching": "all"}),
         (Implicit, {"solver": "lu"}),
@@ -171,6 +175,22 @@ def test_momentum_gets_to_the_same_place_sooner():
             near[momentum, variant] = float(settled(q.learner, q.episodes, method).residual)
     assert near[0.4, "direct"] < 0.1 * near[0.0, "direct"]
     assert near[0.4, "inversion"] < 0.1 * near[0.0, "inversion"]
+
+
+@pytest.mark.parametrize("variant", ["inversion", "direct", "contrastive"])
+def test_acceleration_gets_to_the_same_place_in_fewer_steps(variant):
+    """Its gradient too, of a field that is no gradient; without it so few steps are too few."""
+    q = bilevel()
+    few, many = {"steps": 25, "rate": 0.15}, {"steps": 2000, "rate": 0.15}
+    plain = settled(q.learner, q.episodes, LeastControl(variant, 0.1, **few))
+    fast = settled(q.learner, q.episodes, LeastControl(variant, 0.1, **few, memory=5))
+    assert float(fast.residual) < 1e-6 < 1e-3 < float(plain.residual)
+    learner = local_field()
+    episodes = shown(learner, 3)
+    wanted = meta_gradient(learner, episodes, LeastControl(variant, 0.1, **many))
+    few["steps"] = 100
+    found = meta_gradient(learner, episodes, LeastControl(variant, 0.1, **few, memory=5))
+    assert_close(found, wanted, 1e-8)
 
 
 def test_the_penalty_is_added_once():
