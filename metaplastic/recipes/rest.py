@@ -160,7 +160,7 @@ def _recipe(
     return Recipe(name, about, build, options, space=space, rest=rest, smooth=True)
 
 
-_REST: Space = {**OUTER, "rate": Log(0.01, 0.3), "strength": Log(0.1, 10.0)}
+_REST: Space = {**OUTER, "strength": Log(0.1, 10.0)}
 _CONTROL: Space = {**_REST, "beta": Log(1e-3, 1.0)}
 _FLP: Space = {
     **_CONTROL,
