@@ -208,7 +208,7 @@ def test_the_error_reaches_the_last_layer_through_feedback_too():
 
 
 def test_options_reach_the_method():
-    way = {"steps": 7, "momentum": 0.2, "tolerance": 0.5}
+    way = {"steps": 7, "momentum": 0.2, "memory": 0, "tolerance": 0.5}
     given = {"rate": 0.5, **way}
     for name, variant, unit in (
         ("lcp", "inversion", 0.25), ("lcp-direct", "direct", 0.5),
@@ -231,7 +231,7 @@ def test_the_rest_point_and_control_do_not_depend_on_the_rate(name):
     episodes = shown(named(name), 2)
     found, losses = [], []
     for rate, steps in ((0.2, 200), (0.1, 400)):
-        options = {"rate": rate, "steps": steps, "momentum": 0.0, "tolerance": 1e-6}
+        options = {"rate": rate, "steps": steps, "memory": 0, "momentum": 0.0, "tolerance": 1e-6}
         learner = named(name, **options)
         outcome = method(name, **options).gradient(learner, episodes)
         assert outcome.kept == (0, 1)
