@@ -101,8 +101,8 @@ def _points(**options: float) -> dict[str, Sizes]:
     few = {**options, "rate": 0.1, "steps": 25}
     return {
         "smoke": Sizes(20, 2, 20, (16,), _sinusoid(1, 10, 1), options=few),
-        "quick": Sizes(300, 8, 200, (40, 40), _sinusoid(1, 10, 1), **shared),
-        "acceptance": Sizes(1000, 8, 500, (40, 40), _sinusoid(1, 10, 1), **shared),
+        "quick": Sizes(100, 4, 100, (40, 40), _sinusoid(1, 10, 1), **shared),
+        "acceptance": Sizes(400, 4, 300, (40, 40), _sinusoid(1, 10, 1), **shared),
         "full": Sizes(25_000, 25, 1000, (40, 40), _sinusoid(1, 10, 1), **shared),
     }
 
@@ -113,8 +113,8 @@ def _classes(**options: float) -> dict[str, Sizes]:
     few = {**options, "rate": 0.1, "steps": 50}
     return {
         "smoke": Sizes(20, 2, 20, (16,), _images(3, 2, 2), options=few),
-        "quick": Sizes(80, 8, 200, (64,), _images(5, 5), **shared),
-        "acceptance": Sizes(300, 8, 500, (64,), _images(5, 5), **shared),
+        "quick": Sizes(60, 4, 100, (64,), _images(5, 5), **shared),
+        "acceptance": Sizes(150, 4, 300, (64,), _images(5, 5), **shared),
         "full": Sizes(4000, 32, 500, (128,), _images(5, 5, 15), **shared),
     }
 

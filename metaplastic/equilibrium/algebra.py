@@ -60,30 +60,24 @@ class Anderson:
 
     def __init__(self, memory: int, damping: float) -> None:
         self.memory, self.damping = memory, damping
-        self._states: list[Tensor] = []
+        self._last: tuple[Tensor, ...] | None = None
+        self._swept: list[Tensor] = []
         self._residuals: list[Tensor] = []
-        self._size: Tensor | float = float("inf")
 
     def __call__(self, state: Tensor, moved: Tensor) -> Tensor:
         """The next state after ``state`` (B, n) and its image."""
         residual = moved - state
-        last, self._size = self._size, length(residual)
-        grew = self._size > last
-        self._states = [*self._states[-self.memory :], state]
-        self._residuals = [*self._residuals[-self.memory :], residual]
-        ahead = state + self.damping * residual
-        if len(self._states) == 1:
-            return ahead
-        states, residuals = _differences(self._states), _differences(self._residuals)
+        swept, size = state + self.damping * residual, length(residual)
+        last, self._last = self._last, (swept, residual, size)
+        if last is None:
+            return swept
+        self._swept = [*self._swept, swept - last[0]][-self.memory :]
+        self._residuals = [*self._residuals, residual - last[1]][-self.memory :]
+        steps, residuals = torch.stack(self._swept, -2), torch.stack(self._residuals, -2)
         gram = residuals @ residuals.mT
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
         matrix = gram + torch.finfo(gram.dtype).eps * trace * eye
-        share = solve_regular(matrix, residuals @ residual.unsqueeze(-1))
-        combined = ahead - ((states + self.damping * residuals).mT @ share).squeeze(-1)
-        return torch.where(grew, ahead, combined)
-
-
-def _differences(of: list[Tensor]) -> Tensor:
-    """(B, m, n)"""
-    return torch.stack(of, dim=1).diff(dim=1)
+        share = solve_regular(matrix, (residuals * residual.unsqueeze(-2)).sum(-1, keepdim=True))
+        combined = swept - (share.mT @ steps).squeeze(-2)
+        return torch.where(size > last[2], swept, combined)
