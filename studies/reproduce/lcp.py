@@ -70,11 +70,13 @@ PARTS: dict[str, dict[str, Any]] = {
     },
 }
 """The published settings of each part; ``every`` is the solver's."""
-SMALL: dict[str, dict[str, Any]] = {
-    "cifar10-ff": {"channels": [8, 8, 8], "hidden": 32},
-    "cifar10-rnn": {"sizes": {"channels": 4, "inner": 4, "groups": 2}},
+SMALL: dict[tuple[str, str], dict[str, Any]] = {
+    ("cifar10-ff", "smoke"): {"channels": [8, 8, 8], "hidden": 32},
+    ("cifar10-ff", "quick"): {"channels": [16, 24, 32], "hidden": 128},
+    ("cifar10-rnn", "smoke"): {"sizes": {"channels": 4, "inner": 4, "groups": 2}},
+    ("cifar10-rnn", "quick"): {"sizes": {"channels": 8, "inner": 12, "groups": 4}},
 }
-"""Networks that take seconds."""
+"""Networks that take seconds or minutes, by part and preset."""
 OWN: dict[tuple[str, str], dict[str, Any]] = {("cifar10-rnn", "rbp"): {"lr": 0.03}}
 """What differs for one method."""
 SHRINK = {"mnist-ff": 1e-6, "mnist-rnn": 1e-6, "cifar10-ff": 1e-5}
@@ -123,8 +125,7 @@ def methods(part: str, preset: str) -> Sequence[Method]:
 
 def _method(part: str, preset: str, name: str) -> Method:
     psi, about = METHODS[name]
-    small = SMALL.get(part, {}) if preset == "smoke" else {}
-    options = {**PARTS[part], **small, **OWN.get((part, name), {})}
+    options = {**PARTS[part], **SMALL.get((part, preset), {}), **OWN.get((part, name), {})}
     solver = {**SOLVER, "every": options.pop("every")}
     if psi is None:
         del options["controller"]
@@ -143,14 +144,21 @@ SMOKE = {
     "mnist": Sizes(images=256, epochs=1, seeds=(0,), test=500, validation=250, batch=BATCH),
     "cifar10": Sizes(images=128, epochs=1, seeds=(0,), test=100, validation=100, batch=BATCH),
 }
+CIFAR_QUICK = Sizes(images=2000, epochs=5, seeds=(0,), test=2000, validation=1000, batch=BATCH)
 SIZES: dict[str, dict[str, Sizes]] = {
     "mnist": {
         "quick": Sizes(images=2000, epochs=3, seeds=(0,), batch=BATCH),
         "acceptance": Sizes(images=10_000, epochs=5, seeds=(0, 1, 2), batch=BATCH),
         "full": Sizes(images=55_000, epochs=30, seeds=(0, 1, 2), batch=BATCH),
     },
-    "cifar10-ff": {"full": Sizes(images=45_000, epochs=30, seeds=(0, 1, 2), batch=BATCH)},
-    "cifar10-rnn": {"full": Sizes(images=45_000, epochs=75, seeds=(0, 1, 2), batch=BATCH)},
+    "cifar10-ff": {
+        "quick": CIFAR_QUICK,
+        "full": Sizes(images=45_000, epochs=30, seeds=(0, 1, 2), batch=BATCH),
+    },
+    "cifar10-rnn": {
+        "quick": CIFAR_QUICK,
+        "full": Sizes(images=45_000, epochs=75, seeds=(0, 1, 2), batch=BATCH),
+    },
 }
 
 
