@@ -132,6 +132,7 @@ _FOUND: dict[str, dict[str, float]] = {
     "lcp": {"rate": 0.3},
     "imaml": {"initial_rate": 8.1e-4, "clip": 1.22, "strength": 0.725},
     "t1-t2": {"initial_rate": 4.84e-3, "clip": 9.47, "strength": 0.152},
+    "maml-rest": {"initial_rate": 3.59e-3, "clip": 9.73, "strength": 0.163},
     "lcp-direct": {"initial_rate": 3.62e-3, "clip": 6.57, "strength": 0.201, "beta": 3.8e-3},
     "lcp-contrastive": {"initial_rate": 1.11e-3, "clip": 1.24, "strength": 0.472, "beta": 0.0148},
 }
