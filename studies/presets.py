@@ -129,7 +129,7 @@ _CONTROL = {
 # The best of `python -m studies search --task glyphs-iid --learner NAME --trials 12 --seed 1000`;
 # taken for characters of Omniglot too and, but for the strength, for sinusoids.
 _FOUND: dict[str, dict[str, float]] = {
-    "lcp": {"rate": 0.3},
+    "lcp": {"initial_rate": 1.12e-3, "clip": 0.375, "strength": 0.457, "beta": 0.0203, "rate": 0.3},
     "imaml": {"initial_rate": 8.1e-4, "clip": 1.22, "strength": 0.725},
     "t1-t2": {"initial_rate": 4.84e-3, "clip": 9.47, "strength": 0.152},
     "maml-rest": {"initial_rate": 3.59e-3, "clip": 9.73, "strength": 0.163},
