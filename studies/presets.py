@@ -127,10 +127,12 @@ _CONTROL = {
     "leak": 1.0,
 }
 # The best of `python -m studies search --task glyphs-iid --learner NAME --trials 12 --seed 1000`;
-# taken for characters of Omniglot too and, but for the strength, for sinusoids.
+# taken for characters of Omniglot too and, but for the strength, for sinusoids. Those of flp-lcp are
+# set by hand on validation episodes, for each task.
 _FOUND: dict[str, dict[str, float]] = {
     "lcp": {"initial_rate": 1.12e-3, "clip": 0.375, "strength": 0.457, "beta": 0.0203, "rate": 0.3},
     "imaml": {"initial_rate": 8.1e-4, "clip": 1.22, "strength": 0.725},
+    "flp-lcp": {"initial_rate": 5e-3, "feedback_rate": 0.03, "plasticity_rate": 0.03},
     "t1-t2": {"initial_rate": 4.84e-3, "clip": 9.47, "strength": 0.152},
     "maml-rest": {"initial_rate": 3.59e-3, "clip": 9.73, "strength": 0.163},
     "lcp-direct": {"initial_rate": 3.62e-3, "clip": 6.57, "strength": 0.201, "beta": 3.8e-3},
