@@ -127,8 +127,8 @@ _CONTROL = {
     "leak": 1.0,
 }
 # The best of `python -m studies search --task glyphs-iid --learner NAME --trials 12 --seed 1000`;
-# taken for characters of Omniglot too and, but for the strength, for sinusoids. Those of flp-lcp are
-# set by hand on validation episodes, for each task.
+# taken for characters of Omniglot too and, but for the strength, for sinusoids. Those of flp-lcp
+# were chosen by hand on validation episodes, of each task.
 _FOUND: dict[str, dict[str, float]] = {
     "lcp": {"initial_rate": 1.12e-3, "clip": 0.375, "strength": 0.457, "beta": 0.0203, "rate": 0.3},
     "imaml": {"initial_rate": 8.1e-4, "clip": 1.22, "strength": 0.725},
@@ -187,7 +187,7 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
         **{**_FOUND.get("maml-rest", {}), **_SETTLING, "steps": 100}
     ),
     ("sinusoid-iid", "flp-lcp"): _points(
-        initial_rate=0.01, feedback_rate=0.01, plasticity_rate=3e-3, steps=40
+        initial_rate=0.02, feedback_rate=0.03, plasticity_rate=3e-3, steps=40
     ),
     **{
         (f"{task}-iid", name): _classes(**_FOUND.get(name, {}))
