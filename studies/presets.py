@@ -95,14 +95,14 @@ def _pools(shots: int) -> dict[str, Sizes]:
     }
 
 
-def _points(**options: float) -> dict[str, Sizes]:
+def _points(acceptance: int = 400, **options: float) -> dict[str, Sizes]:
     """The sizes of regression at rest: ten points of one sinusoid, which a stream shows singly."""
     shared: dict[str, Any] = {"options": options, "decay": "late"}
     few = {**options, "rate": 0.1, "steps": 25}
     return {
         "smoke": Sizes(20, 2, 20, (16,), _sinusoid(1, 10, 1), options=few),
         "quick": Sizes(100, 4, 100, (40, 40), _sinusoid(1, 10, 1), **shared),
-        "acceptance": Sizes(400, 4, 300, (40, 40), _sinusoid(1, 10, 1), **shared),
+        "acceptance": Sizes(acceptance, 4, 300, (40, 40), _sinusoid(1, 10, 1), **shared),
         "full": Sizes(25_000, 25, 1000, (40, 40), _sinusoid(1, 10, 1), **shared),
     }
 
@@ -187,7 +187,7 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
         **{**_FOUND.get("maml-rest", {}), **_SETTLING, "steps": 100}
     ),
     ("sinusoid-iid", "flp-lcp"): _points(
-        initial_rate=0.02, feedback_rate=0.03, plasticity_rate=3e-3, steps=40
+        200, initial_rate=0.02, feedback_rate=0.03, plasticity_rate=3e-3, strength=3.0, steps=40
     ),
     **{
         (f"{task}-iid", name): _classes(**_FOUND.get(name, {}))
