@@ -132,7 +132,7 @@ _CONTROL = {
 _FOUND: dict[str, dict[str, float]] = {
     "lcp": {"initial_rate": 1.12e-3, "clip": 0.375, "strength": 0.457, "beta": 0.0203, "rate": 0.3},
     "imaml": {"initial_rate": 8.1e-4, "clip": 1.22, "strength": 0.725},
-    "flp-lcp": {"initial_rate": 5e-3, "feedback_rate": 0.03, "plasticity_rate": 0.03},
+    "flp-lcp": {"initial_rate": 5e-3, "feedback_rate": 0.03, "plasticity_rate": 0.01},
     "t1-t2": {"initial_rate": 4.84e-3, "clip": 9.47, "strength": 0.152},
     "maml-rest": {"initial_rate": 3.59e-3, "clip": 9.73, "strength": 0.163},
     "lcp-direct": {"initial_rate": 3.62e-3, "clip": 6.57, "strength": 0.201, "beta": 3.8e-3},
