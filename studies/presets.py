@@ -187,7 +187,7 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
         **{**_FOUND.get("maml-rest", {}), **_SETTLING, "steps": 100}
     ),
     ("sinusoid-iid", "flp-lcp"): _points(
-        200, initial_rate=0.02, feedback_rate=0.03, plasticity_rate=3e-3, strength=3.0, steps=40
+        120, initial_rate=0.01, feedback_rate=0.1, plasticity_rate=1e-3, steps=40
     ),
     **{
         (f"{task}-iid", name): _classes(**_FOUND.get(name, {}))
