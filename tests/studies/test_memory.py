@@ -13,11 +13,11 @@ PEAKS = {"lcp": {10: 2000, 100: 2100}, "maml-rest": {10: 3000, 100: 24_000}}
 
 
 def test_only_the_gradient_through_the_way_keeps_it() -> None:
-    few, many = (peak("lcp", steps) for steps in (3, 12))
+    few, many = (peak("lcp", steps) for steps in (8, 20))  # acceleration has five in mind
     assert few == many
     short, long, longer = (peak("maml-rest", steps) for steps in (3, 6, 9))
     assert longer - long == pytest.approx(long - short, rel=0.05)
-    assert longer > 2 * short > 2 * few / 3
+    assert longer > 2 * short
 
 
 def test_a_learner_of_streams_has_no_such_gradient() -> None:
