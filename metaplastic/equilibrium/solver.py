@@ -130,7 +130,7 @@ def _sought(
     step: Step, state: Tensor, solver: Solver, newton: Correction | None, scale: float
 ) -> Rest:
     correct = _correction(solver, newton)
-    limit = scale * max(solver.tolerance, ROUNDING * torch.finfo(state.dtype).eps)
+    limit = max(scale * solver.tolerance, ROUNDING * torch.finfo(state.dtype).eps)
     sweeps = torch.zeros_like(state[:, :1])
     for k in range(solver.sweeps):
         moved = step(state)
