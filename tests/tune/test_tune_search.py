@@ -295,7 +295,7 @@ def test_a_killed_process_costs_its_trial_and_no_more(tmp_path):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    search(study, problem, trials=4, timeout=60)
+    search(study, problem, trials=4, timeout=600)
     assert plain(study)[:2] == before
     killed = study.trials[2]
     assert killed.state == TrialState.FAIL
