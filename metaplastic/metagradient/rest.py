@@ -99,8 +99,8 @@ def relax(
     state: Tensor,
     steps: int,
     rate: float,
-    momentum: float = 0.0,
-    memory: int = 0,
+    momentum: float,
+    memory: int,
 ) -> Tensor:
     """Where states (E, n) are after some steps along their push, by Euler's method with momentum,
     or with Anderson acceleration from the last ``memory`` differences.

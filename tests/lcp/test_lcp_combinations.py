@@ -103,7 +103,7 @@ SOLVED = {
         )
     ),
     "control-strong": Row(
-        lambda: StrongFeedbackControl(weights="learned", iterations=6, halvings=0)
+        lambda: StrongFeedbackControl(weights="learned", iterations=9, halvings=0)
     ),
     "equilibrium": at_rest("inversion"),
     "equilibrium-chain": replace(at_rest("inversion"), network=chain),
@@ -228,8 +228,8 @@ def check(learner: Learner, episodes: Episodes, rate: float, *, exact: bool = Tr
         def loss() -> Tensor:
             return through.evaluate(learner, episodes, generator=seeded()).loss
 
-        assert slope_error(learner, found, loss) < 1e-6
-        assert slope_error(learner, control, lambda: least_value(learner, episodes, least)) < 1e-6
+        assert slope_error(learner, found, loss) < 1e-7
+        assert slope_error(learner, control, lambda: least_value(learner, episodes, least)) < 1e-7
 
 
 RATES = {"control-dynamic": 1.5}

@@ -18,6 +18,7 @@ def test_only_the_gradient_through_the_way_keeps_it() -> None:
     short, long, longer = (peak("maml-rest", steps) for steps in (3, 6, 9))
     assert longer - long == pytest.approx(long - short, rel=0.05)
     assert longer > 2 * short
+    assert peak("maml-rest", 20) > 3 * many
 
 
 def test_a_learner_of_streams_has_no_such_gradient() -> None:
