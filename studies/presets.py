@@ -107,14 +107,14 @@ def _points(acceptance: int = 400, **options: float) -> dict[str, Sizes]:
     }
 
 
-def _classes(**options: float) -> dict[str, Sizes]:
+def _classes(acceptance: int = 150, **options: float) -> dict[str, Sizes]:
     """The sizes of few-shot classification at rest."""
     shared: dict[str, Any] = {"options": options, "decay": "late"}
     few = {**options, "rate": 0.1, "steps": 50}
     return {
         "smoke": Sizes(20, 2, 20, (16,), _images(3, 2, 2), options=few),
         "quick": Sizes(60, 4, 100, (64,), _images(5, 5), **shared),
-        "acceptance": Sizes(150, 4, 300, (64,), _images(5, 5), **shared),
+        "acceptance": Sizes(acceptance, 4, 300, (64,), _images(5, 5), **shared),
         "full": Sizes(4000, 32, 500, (128,), _images(5, 5, 15), **shared),
     }
 
@@ -132,7 +132,7 @@ _CONTROL = {
 _FOUND: dict[str, dict[str, float]] = {
     "lcp": {"initial_rate": 1.12e-3, "clip": 0.375, "strength": 0.457, "beta": 0.0203, "rate": 0.3},
     "imaml": {"initial_rate": 8.1e-4, "clip": 1.22, "strength": 0.725},
-    "flp-lcp": {"initial_rate": 5e-3, "feedback_rate": 0.03, "plasticity_rate": 0.01},
+    "flp-lcp": {"initial_rate": 5e-3, "feedback_rate": 0.1, "plasticity_rate": 3e-3},
     "t1-t2": {"initial_rate": 4.84e-3, "clip": 9.47, "strength": 0.152},
     "maml-rest": {"initial_rate": 3.59e-3, "clip": 9.73, "strength": 0.163},
     "lcp-direct": {"initial_rate": 3.62e-3, "clip": 6.57, "strength": 0.201, "beta": 3.8e-3},
@@ -194,6 +194,7 @@ TABLE: dict[tuple[str, str], dict[str, Sizes]] = {
         for name in _AT_REST
         for task in ("glyphs", "omniglot")
     },
+    ("glyphs-iid", "flp-lcp"): _classes(120, **_FOUND["flp-lcp"]),
 }
 """(task or its family, learner or ``*``) -> preset -> sizes; what is narrower comes first."""
 

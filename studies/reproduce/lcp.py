@@ -72,11 +72,16 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 """The published settings of each part. Where units have kinks a control can go to and fro between
 two sides of one for ever, hence the few sweeps of cifar10-ff."""
+FEW_STEPS: dict[str, Any] = {"optimizer": "adam", "lr": 1e-3, "decay": 0.0}
+"""Of so few steps that descent at the published rates learns nothing in them."""
 SMALL: dict[tuple[str, str], dict[str, Any]] = {
     ("cifar10-ff", "smoke"): {"channels": [8, 8, 8], "hidden": 32},
-    ("cifar10-ff", "quick"): {"channels": [16, 24, 32], "hidden": 128},
+    ("cifar10-ff", "quick"): {**FEW_STEPS, "channels": [16, 24, 32], "hidden": 128},
     ("cifar10-rnn", "smoke"): {"sizes": {"channels": 4, "inner": 4, "groups": 2}},
-    ("cifar10-rnn", "quick"): {"sizes": {"channels": 8, "inner": 12, "groups": 4}},
+    ("cifar10-rnn", "quick"): {
+        **FEW_STEPS,
+        "sizes": {"channels": 8, "inner": 12, "groups": 4},
+    },
 }
 """Networks that take seconds or minutes, by part and preset."""
 OWN: dict[tuple[str, str], dict[str, Any]] = {("cifar10-rnn", "rbp"): {"lr": 0.03}}
@@ -127,7 +132,7 @@ def methods(part: str, preset: str) -> Sequence[Method]:
 
 def _method(part: str, preset: str, name: str) -> Method:
     psi, about = METHODS[name]
-    options = {**PARTS[part], **SMALL.get((part, preset), {}), **OWN.get((part, name), {})}
+    options = {**PARTS[part], **OWN.get((part, name), {}), **SMALL.get((part, preset), {})}
     solver = {**SOLVER, **options.pop("solver")}
     if psi is None:
         del options["controller"]
@@ -146,7 +151,8 @@ SMOKE = {
     "mnist": Sizes(images=256, epochs=1, seeds=(0,), test=500, validation=250, batch=BATCH),
     "cifar10": Sizes(images=128, epochs=1, seeds=(0,), test=100, validation=100, batch=BATCH),
 }
-CIFAR_QUICK = Sizes(images=1000, epochs=3, seeds=(0,), test=1000, validation=1000, batch=BATCH)
+CIFAR_QUICK = Sizes(images=1000, epochs=5, seeds=(0,), test=1000, validation=1000, batch=BATCH)
+FEW_IMAGES = Sizes(images=500, epochs=3, seeds=(0,), test=500, validation=500, batch=BATCH)
 SIZES: dict[str, dict[str, Sizes]] = {
     "mnist": {
         "quick": Sizes(images=2000, epochs=3, seeds=(0,), batch=BATCH),
@@ -158,7 +164,7 @@ SIZES: dict[str, dict[str, Sizes]] = {
         "full": Sizes(images=45_000, epochs=30, seeds=(0, 1, 2), batch=BATCH),
     },
     "cifar10-rnn": {
-        "quick": CIFAR_QUICK,
+        "quick": FEW_IMAGES,
         "full": Sizes(images=45_000, epochs=75, seeds=(0, 1, 2), batch=BATCH),
     },
 }
