@@ -53,6 +53,10 @@ class UnconvergedWarning(UserWarning):
     """Examples whose control or equilibrium was not found; they are counted and change nothing."""
 
 
+class KernelsWarning(UserWarning):
+    """Compiled kernels that would fit and whose compiler is not installed."""
+
+
 class CheckpointError(MetaplasticError, RuntimeError):
     """A checkpoint that is damaged or belongs to something else."""
 

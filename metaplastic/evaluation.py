@@ -11,6 +11,7 @@ from torch import Tensor
 from metaplastic.episodes import Episodes
 from metaplastic.errors import UnconvergedWarning
 from metaplastic.inner_loop import Batching, Draws, Rollout, chunks, draw
+from metaplastic.kernels import Engine, explain
 from metaplastic.learner import Learner
 
 Blocks = list[tuple[int, int, int]]
@@ -48,8 +49,10 @@ def evaluate(
     *,
     generator: torch.Generator | None = None,
     batching: Batching = "auto",
+    engine: Engine = "auto",
 ) -> Evaluation:
-    """Run E episodes without a graph and score them; ``generator`` draws what is resampled.
+    """Run E episodes without a graph and score them; ``generator`` draws what is resampled, and
+    ``engine`` is that of ``Unrolled``.
 
     Warns with an UnconvergedWarning of examples for which the credit found no signal.
     """
@@ -57,8 +60,8 @@ def evaluate(
     blocks, tasks = task_blocks(episodes), task_count(episodes)
     with torch.no_grad():
         parts = [
-            _score(learner, episodes[chunk], draws[chunk], blocks, tasks)
-            for chunk in chunks(learner, episodes, batching)
+            _score(learner, episodes[chunk], draws[chunk], blocks, tasks, engine)
+            for chunk in chunks(learner, episodes, batching, explain(learner, engine).engine)
         ]
     lost = _joined([part["unconverged"] for part in parts])
     if lost is not None and bool(lost.any()):
@@ -84,9 +87,14 @@ def finite_ones(parts: list[Table]) -> Evaluation:
 
 
 def _score(
-    learner: Learner, episodes: Episodes, draws: Draws, blocks: Blocks | None, tasks: int
+    learner: Learner,
+    episodes: Episodes,
+    draws: Draws,
+    blocks: Blocks | None,
+    tasks: int,
+    engine: Engine,
 ) -> Table:
-    rollout = Rollout(learner, episodes, draws)
+    rollout = Rollout(learner, episodes, draws, engine=engine)
     right_after = []
     if blocks is None:
         rollout.advance(0, episodes.presentations)

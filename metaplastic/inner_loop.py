@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from metaplastic.episodes import Episodes
 from metaplastic.first_order import constant_copy, first_order_step
+from metaplastic.kernels import Engine, explain
 from metaplastic.learner import Learner
 from metaplastic.signals import Presentation, State, Teacher
 
@@ -57,12 +58,20 @@ class Rollout:
         episodes: E episodes; moved to the learner's device and precision.
         draws: the randomness of these episodes.
         first_order: see ``first_order_step``.
+        engine: see ``kernels.explain``.
     """
 
     def __init__(
-        self, learner: Learner, episodes: Episodes, draws: Draws, *, first_order: bool = False
+        self,
+        learner: Learner,
+        episodes: Episodes,
+        draws: Draws,
+        *,
+        first_order: bool = False,
+        engine: Engine = "plain",
     ) -> None:
         self.learner = learner
+        self._kernels = explain(learner, engine, first_order=first_order).stream
         self._constant = constant_copy(learner.network) if first_order else None
         like = next(iter(learner.network.weights().values()))
         episodes = episodes.to(like.device, like.dtype)
@@ -108,6 +117,9 @@ class Rollout:
     def advance(self, first: int, last: int, *, checkpointed: bool = False) -> None:
         """Show presentations first..last-1."""
         stream = {name: t[:, first:last] for name, t in self._stream.items()}
+        if self._kernels is not None:
+            self.moving = self._kernels.advance(self.moving, self._shared, stream)
+            return
         segment = _over_episodes(self._segment, len(self.episodes))
         if checkpointed:
             self.moving = checkpoint(
@@ -149,16 +161,19 @@ class Rollout:
         return {n: weights[n].isfinite().flatten(1).all(1) for n in order}
 
 
-def chunks(learner: Learner, episodes: Episodes, batching: Batching) -> list[list[int]]:
+def chunks(
+    learner: Learner, episodes: Episodes, batching: Batching, engine: str = "plain"
+) -> list[list[int]]:
     """Which episodes go together.
 
-    On a CPU, episodes run at once as long as their plastic weights fit the cache together: small
-    networks gain several times from ``vmap``; beyond the cache one episode after another is as fast
-    or faster and needs the memory of one. On a GPU all run at once.
+    On a CPU, the plain engine runs episodes at once as long as their plastic weights fit the cache
+    together: small networks gain several times from ``vmap``; beyond the cache one episode after
+    another is as fast or faster and needs the memory of one. On a GPU, and by kernels, all run at
+    once.
     """
     count = len(episodes)
     size = {"vmap": count, "loop": 1}.get(batching, count)
-    if batching == "auto":
+    if batching == "auto" and engine == "plain":
         weights = learner.network.weights()
         bytes_each = sum(weights[n].nbytes for n in learner.plastic & weights.keys())
         if all(w.device.type == "cpu" for w in weights.values()):

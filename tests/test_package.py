@@ -82,7 +82,11 @@ def test_quickstart_runs_without_the_hosts(tmp_path):
 def test_modules_import_only_torch_and_numpy():
     """But for the contracts, which are pytest classes."""
     allowed = sys.stdlib_module_names | {"metaplastic", "torch", "numpy"}
-    extras = {"testing": {"pytest"}, "tune": {"optuna"}}  # imported by those who ask for them
+    extras = {
+        "testing": {"pytest"},
+        "tune": {"optuna"},
+        "kernels": {"numba", "triton"},
+    }  # imported by those who ask for them
     third_party = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in sources("metaplastic")

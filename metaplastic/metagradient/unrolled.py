@@ -11,6 +11,7 @@ from metaplastic.episodes import Episodes
 from metaplastic.errors import ConfigurationError, check_choice
 from metaplastic.evaluation import query_scores
 from metaplastic.inner_loop import Batching, Draws, Rollout, chunks, draw
+from metaplastic.kernels import Engine, explain
 from metaplastic.learner import Learner
 from metaplastic.metagradient.base import (
     Divergence,
@@ -37,9 +38,12 @@ class Unrolled(MetaGradient):
         batching: all episodes at once (``"vmap"``), one after another (``"loop"``), or by size and
             device (``"auto"``).
         limit: a query loss above it counts as diverged.
+        engine: ``"plain"``, ``"fused"`` (compiled kernels, the same gradient) or ``"auto"``;
+            ``kernels.explain`` says which it is for a learner, and why.
 
     Raises:
         ConfigurationError: for a number of presentations below 1.
+        CompatibilityError: for a learner that the fused engine, asked for by name, cannot run.
     """
 
     checkpoint_every: int | None = None
@@ -47,9 +51,10 @@ class Unrolled(MetaGradient):
     first_order: bool = False
     batching: Batching = "auto"
     limit: float = 1e8
+    engine: Engine = "auto"
 
     def __post_init__(self) -> None:
-        check_choice(batching=(self.batching, Batching))
+        check_choice(batching=(self.batching, Batching), engine=(self.engine, Engine))
         for name in ("checkpoint_every", "truncate"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -60,7 +65,8 @@ class Unrolled(MetaGradient):
     ) -> Outcome:
         draws = draw(learner, episodes, generator)
         total = _Total([p for p in learner.parameters() if p.requires_grad])
-        for chunk in chunks(learner, episodes, self.batching):
+        engine = explain(learner, self.engine, first_order=self.first_order).engine
+        for chunk in chunks(learner, episodes, self.batching, engine):
             self._add(learner, episodes, draws, chunk, total)
         total.write(learner)
         order = sorted(total.loss)
@@ -104,7 +110,9 @@ class Unrolled(MetaGradient):
         self, learner: Learner, episodes: Episodes, draws: Draws
     ) -> tuple[Tensor, Tensor | None]:
         """Query loss (E,) with its graph, and accuracy (E,) or None, after the whole stream."""
-        rollout = Rollout(learner, episodes, draws, first_order=self.first_order)
+        rollout = Rollout(
+            learner, episodes, draws, first_order=self.first_order, engine=self.engine
+        )
         count = episodes.presentations
         begin = 0 if self.truncate is None else max(0, count - self.truncate)
         if begin:

@@ -68,6 +68,17 @@ class Layer:
         bias = weights.get(f"{self.name}_bias")
         return potential if bias is None else potential + bias.mT
 
+    def forward(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        """Input (B, *) -> what the next layer's synapses see, (B, *)."""
+        return self.onward(self.activation(self.potential(self.unfold(x), weights)))
+
+    def onward(self, post: Tensor) -> Tensor:
+        """Activity (N, n_out) -> what the next layer's synapses see, (B, *)."""
+        x = self.to_units(post)
+        for step in self.transforms:
+            x = step(x)
+        return x
+
     def unfold(self, x: Tensor) -> Tensor:
         """Unit view of the input (B, *) -> synapse view (N, n_in)."""
         if isinstance(self.synapses, nn.Linear):

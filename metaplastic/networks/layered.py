@@ -177,7 +177,7 @@ class LayeredNetwork(Network):
         del state
         x = features
         for layer in self.layers:  # no activity is kept
-            x = _through(layer, x, weights).path[-1]
+            x = layer.forward(x, weights)
         return x
 
     provides = frozenset({"gain"})

@@ -1,0 +1,78 @@
+"""Which engine takes a learner through its stream, and why."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+
+from metaplastic.errors import CompatibilityError, KernelsWarning, check_choice
+from metaplastic.kernels.stream import Stream, stream_of
+from metaplastic.learner import Learner
+
+Engine = Literal["auto", "plain", "fused"]
+COMPILERS = {"cpu": "numba", "cuda": "triton"}
+"""What has to be installed, by kind of device."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine, and why it was taken."""
+
+    stream: Stream | None
+    """The learner as kernels take it; None for the plain engine."""
+    why: str
+
+    @property
+    def engine(self) -> str:
+        """``"plain"`` or ``"fused"``."""
+        return "plain" if self.stream is None else "fused"
+
+    def __str__(self) -> str:
+        return f"{self.engine}: {self.why}."
+
+
+def explain(learner: Learner, engine: Engine = "auto", *, first_order: bool = False) -> Choice:
+    """The engine that a stream of this learner goes through, and why.
+
+    ``"plain"`` shows one presentation after another by PyTorch's operations; ``"fused"`` compiles
+    the whole loop, by Numba on a CPU and by Triton on a GPU, and gives the same weights and the
+    same meta-gradient; ``"auto"`` takes ``"fused"`` where it knows network, credit and rules.
+
+    Raises:
+        CompatibilityError: for ``"fused"`` where it cannot be.
+    """
+    check_choice(engine=(engine, Engine))
+    if engine == "plain":
+        return Choice(None, "asked for")
+    found = "each update takes its weights for constants" if first_order else stream_of(learner)
+    if isinstance(found, Stream):
+        found = _installed(found, warn=engine == "auto")
+    if isinstance(found, Stream):
+        return Choice(found, "every neuron goes through the whole stream by itself")
+    if engine == "fused":
+        raise CompatibilityError(
+            f"the fused engine cannot run this learner: {found}. Take engine='auto' or 'plain'."
+        )
+    return Choice(None, found)
+
+
+def _installed(stream: Stream, warn: bool) -> Stream | str:
+    like = next(iter(stream.learner.network.weights().values()))
+    if like.dtype not in (torch.float32, torch.float64):
+        return f"kernels take single or double precision, and the weights are {like.dtype}"
+    compiler = COMPILERS.get(like.device.type)
+    if compiler is None:
+        return f"there are no kernels for {like.device}"
+    if find_spec(compiler) is None:
+        if warn:
+            warnings.warn(
+                f"the inner loop would be faster with {compiler}: pip install {compiler}.",
+                KernelsWarning,
+                stacklevel=2,
+            )
+        return f"{compiler} is not installed"
+    return stream
