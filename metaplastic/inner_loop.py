@@ -71,7 +71,7 @@ class Rollout:
         engine: Engine = "plain",
     ) -> None:
         self.learner = learner
-        self._kernels = explain(learner, engine, first_order=first_order).stream
+        self._kernels = explain(learner, engine, first_order=first_order).kernels
         self._constant = constant_copy(learner.network) if first_order else None
         like = next(iter(learner.network.weights().values()))
         episodes = episodes.to(like.device, like.dtype)

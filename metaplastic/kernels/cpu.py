@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor
 from metaplastic.kernels import cpu_loops
 from metaplastic.kernels.neuron import Neuron
 from metaplastic.kernels.rows import blocks, parts
+from metaplastic.kernels.steps import Chain, Passed, Synapses
+
+
+LOOPS: Any = cpu_loops  # whose arguments come in sequences
 
 
 def forward(
@@ -37,7 +42,7 @@ def forward(
     multiplier = given[5].dtype.type(neuron.multiplier)
 
     def task(first: int, last: int) -> None:
-        cpu_loops.forward_rows(
+        LOOPS.forward_rows(
             neuron.code, multiplier, segment, count, first, last, keep, *given,
             *_arrays(x.new_empty(n_in)),
         )  # fmt: skip
@@ -82,13 +87,136 @@ def backward(
             x.new_empty(segment + 1, n_in), x.new_empty(segment, n_in),
             x.new_empty(segment, examples), x.new_empty(n_in),
         )  # fmt: skip
-        cpu_loops.backward_rows(
+        LOOPS.backward_rows(
             neuron.code, multiplier, segment, count, first, last, g_post is not None, with_x,
             *given, *room,
         )  # fmt: skip
 
     parts(episodes * count, x.numel() * n_out, task)
     return gw, gp, g_mix, g_bias, g_teaching, gx.sum(0) if with_x else None
+
+
+def forward_steps(
+    chain: Chain,
+    layers: Sequence[Synapses],
+    x: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    segment: int,
+    keep: bool,
+) -> Passed:
+    """The whole stream presentation by presentation, see ``steps.scan``; scale (E or 1, T)."""
+    episodes, presentations, examples, _ = x.shape
+    lead = (episodes, presentations)
+    pieces = -(-presentations // segment) if keep else 0
+    sizes = [layer.weight.shape[1:] for layer in layers]
+    passed = Passed(
+        final=[x.new_empty(episodes, n, d) for n, d in sizes],
+        kept=[x.new_empty(episodes, pieces, n, d) for n, d in sizes],
+        post=[x.new_empty(*lead, examples, n) for n, _ in sizes],
+        teaching=[x.new_empty(*lead, n, examples) for n, _ in sizes],
+        error=x.new_empty(*lead, examples, sizes[-1][0]),
+    )
+    told = _told(chain, layers)
+    given = [_tuple(getattr(layer, f) for layer in layers) for f in Synapses._fields]
+    filled = [_tuple(t) for t in (passed.final, passed.kept, passed.post, passed.teaching)]
+
+    def task(first: int, last: int) -> None:
+        room = [
+            _tuple(x.new_empty(n, examples) for n, _ in sizes),
+            _tuple(x.new_empty(examples, d) for _, d in sizes),
+            *_arrays(x.new_empty(examples), x.new_empty(examples)),
+            _tuple(x.new_empty(d) for _, d in sizes),
+        ]
+        for e in range(first, last):
+            LOOPS.forward_steps(
+                *told, segment, e, keep, *given, *_arrays(scale, x, target), *filled,
+                *_arrays(passed.error), *room,
+            )  # fmt: skip
+
+    parts(episodes, _work(x, sizes), task)
+    return passed
+
+
+def backward_steps(
+    chain: Chain,
+    layers: Sequence[Synapses],
+    x: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    segment: int,
+    passed: Passed,
+    g_final: Sequence[Tensor],
+    with_x: bool,
+) -> tuple[list[Synapses], Tensor | None]:
+    """The gradients of what the layers were given, each episode's own, and of x where asked."""
+    episodes, _, examples, _ = x.shape
+    sizes = [layer.weight.shape[1:] for layer in layers]
+    found = [
+        Synapses(
+            g.clone(),
+            torch.zeros_like(g),
+            x.new_zeros(episodes, n),
+            x.new_zeros(episodes, n),
+            torch.zeros_like(layer.share),
+            x.new_zeros(episodes, *layer.feedback.shape[1:]),
+        )
+        for g, layer, (n, _) in zip(g_final, layers, sizes, strict=True)
+    ]
+    gx = torch.zeros_like(x) if with_x else x.new_zeros(1, 1, 1, 1)
+    told = _told(chain, layers)
+    given = [
+        _tuple(getattr(layer, f) for layer in layers) for f in Synapses._fields[1:] if f != "bias"
+    ]
+    seen = [_tuple(t) for t in (passed.kept, passed.post, passed.teaching)]
+    order = ("weight", "plasticity", "mix", "bias", "feedback")
+    filled = [_tuple(getattr(g, f) for g in found) for f in order]
+
+    def task(first: int, last: int) -> None:
+        def by_layer(*lead: int, shape: str) -> tuple[Any, ...]:
+            shapes = {
+                "nd": [(n, d) for n, d in sizes],
+                "nb": [(n, examples) for n, _ in sizes],
+                "bd": [(examples, d) for _, d in sizes],
+                "n": [(n,) for n, _ in sizes],
+                "d": [(d,) for _, d in sizes],
+            }
+            return _tuple(x.new_empty(*lead, *own) for own in shapes[shape])
+
+        room = [
+            by_layer(segment + 1, shape="nd"),
+            by_layer(segment if examples > 1 else 1, shape="nd"),
+            by_layer(segment, shape="nb"),
+            by_layer(segment, shape="n"),
+            *(by_layer(shape=s) for s in ("nb", "nb", "nb", "bd", "bd", "nb")),
+            *_arrays(x.new_empty(examples, target.shape[-1])),
+            *_arrays(x.new_empty(examples), x.new_empty(examples)),
+            by_layer(shape="d"),
+        ]
+        for e in range(first, last):
+            LOOPS.backward_steps(
+                *told, segment, e, with_x, *given, *_arrays(scale, x, target), *seen,
+                *_arrays(passed.error), *filled, *_arrays(gx), *room,
+            )  # fmt: skip
+
+    parts(episodes, _work(x, sizes), task)
+    return found, gx if with_x else None
+
+
+def _told(chain: Chain, layers: Sequence[Synapses]) -> list[Any]:
+    """Codes, multipliers, and how errors arise and arrive."""
+    kind = layers[0].weight.detach().numpy().dtype.type
+    codes = tuple(n.code for n in chain.neurons)
+    multipliers = tuple(kind(n.multiplier) for n in chain.neurons)
+    return [codes, multipliers, chain.descends, chain.clamped, chain.classes]
+
+
+def _work(x: Tensor, sizes: Sequence[torch.Size]) -> int:
+    return x[..., 0].numel() * sum(n * d for n, d in sizes)
+
+
+def _tuple(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
+    return tuple(_arrays(*tensors))
 
 
 def _arrays(*tensors: Tensor) -> list[Any]:

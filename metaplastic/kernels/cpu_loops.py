@@ -13,6 +13,9 @@ Neuron by neuron (``forward_rows``): where the teaching signal does not depend o
 neuron's weights through all presentations follow from its inputs alone; the loop over
 presentations is the innermost one, and a row of weights never leaves the cache.
 
+Presentation by presentation (``forward_steps``): where it does, all layers go through the stream
+together, and errors come straight from the output or down through the transposed weights.
+
 The adjoints start anew from kept weights every ``segment`` presentations and never run a rule
 backwards, which would lose all digits in single precision.
 """
@@ -37,8 +40,7 @@ compiled = njit(
 )
 
 
-@intrinsic
-def borrowed(typing: Any, array: Any) -> Any:
+def _borrowed(typing: Any, array: Any) -> Any:
     """The same array without a count of references, which its views would keep in the innermost
     loop. Whoever lends it holds on to it.
     """
@@ -51,6 +53,9 @@ def borrowed(typing: Any, array: Any) -> Any:
         return view._getvalue()
 
     return array(array), codegen
+
+
+borrowed: Any = intrinsic(_borrowed)
 
 
 # --- neurons ---
@@ -177,14 +182,62 @@ def dot(w, x):
 
 
 @compiled
+def dots(w, x, found):
+    """Fills found (B,) with w . x_b; four at a time, which share what is read of w."""
+    whole = x.shape[0] - x.shape[0] % 4
+    for b in range(0, whole, 4):
+        x0, x1, x2, x3 = x[b], x[b + 1], x[b + 2], x[b + 3]
+        zero = w.dtype.type(0)
+        s0, s1, s2, s3 = zero, zero, zero, zero
+        for j in range(w.shape[0]):
+            s0 += w[j] * x0[j]
+            s1 += w[j] * x1[j]
+            s2 += w[j] * x2[j]
+            s3 += w[j] * x3[j]
+        found[b], found[b + 1], found[b + 2], found[b + 3] = s0, s1, s2, s3
+    for b in range(whole, x.shape[0]):
+        found[b] = dot(w, x[b])
+
+
+@compiled
+def gather(total, a, x):
+    """Adds sum_b a_b x_b to total (d,), four at a time."""
+    whole = x.shape[0] - x.shape[0] % 4
+    for b in range(0, whole, 4):
+        x0, x1, x2, x3 = x[b], x[b + 1], x[b + 2], x[b + 3]
+        a0, a1, a2, a3 = a[b], a[b + 1], a[b + 2], a[b + 3]
+        for j in range(total.shape[0]):
+            total[j] += (a0 * x0[j] + a1 * x1[j]) + (a2 * x2[j] + a3 * x3[j])
+    for b in range(whole, x.shape[0]):
+        own, shown = a[b], x[b]
+        for j in range(total.shape[0]):
+            total[j] += own * shown[j]
+
+
+@compiled
+def spread(x, a, w):
+    """Adds a_b w to every x_b of x (B, d)."""
+    for b in range(x.shape[0]):
+        own, shown = a[b], x[b]
+        for j in range(w.shape[0]):
+            shown[j] += own * w[j]
+
+
+@compiled
+def spread_two(x, a, w, c, v):
+    """Adds a_b w + c_b v to every x_b."""
+    for b in range(x.shape[0]):
+        own, other, shown = a[b], c[b], x[b]
+        for j in range(w.shape[0]):
+            shown[j] += own * w[j] + other * v[j]
+
+
+@compiled
 def _wanted(w, x, a, c, wanted):
     """Fills wanted (d,) with sum_b a_b x_b - c w."""
     for j in range(w.shape[0]):
         wanted[j] = -c * w[j]
-    for b in range(x.shape[0]):
-        own, shown = a[b], x[b]
-        for j in range(w.shape[0]):
-            wanted[j] += own * shown[j]
+    gather(wanted, a, x)
 
 
 @compiled
@@ -229,8 +282,7 @@ def ask(gw, p, x, w, wanted, gp, moved, ga):
         gc -= m * w[j]
     for j in range(w.shape[0]):
         gp[j] += gw[j] * wanted[j]
-    for b in range(x.shape[0]):
-        ga[b] = dot(moved, x[b])
+    dots(moved, x, ga)
     return gc
 
 
@@ -252,14 +304,9 @@ def tell(gw, x, w, a, c, gu, moved, gx, with_x):
     """
     for j in range(w.shape[0]):
         gw[j] -= c * moved[j]
-    for b in range(x.shape[0]):
-        own, g, shown = a[b], gu[b], x[b]
-        if with_x:
-            g_shown = gx[b]
-            for j in range(w.shape[0]):
-                g_shown[j] += own * moved[j] + g * w[j]
-        for j in range(w.shape[0]):
-            gw[j] += g * shown[j]
+    if with_x:
+        spread_two(gx, a, moved, gu, w)
+    gather(gw, gu, x)
 
 
 @compiled
@@ -333,9 +380,9 @@ def _forward_rows(
                     kept[e, begin // segment, i, :] = w
                 for t in range(begin, min(presentations, begin + segment)):
                     y, x_t = own_i[t], x[e, t]
+                    dots(w, x_t, y)
                     for b in range(examples):
-                        u = dot(w, x_t[b]) + potential
-                        y[b] = activity(code.activation, u)
+                        y[b] = activity(code.activation, y[b] + potential)
                         post[e, t, b, i] = y[b]
                         taught[b] = teaching[e, t, b, i]
                     c = signal(code, y, taught, share[own_s, t], mixing, multiplier, a)
@@ -426,3 +473,307 @@ def _backward_rows(
                         tell_one_below(gw_i, p, x_t[0], w, a[q, 0], decay[q], gu[0], gp_i)
                 g_mix[e, i] += gm
                 g_bias[e, i] += gb
+
+
+# --- presentation by presentation ---
+
+
+@compiled
+def _forwards(code, w, bias, x, post, y):
+    """Fills post (B, n) from x (B, d)."""
+    for i in range(w.shape[0]):
+        dots(w[i], x, y)
+        for b in range(x.shape[0]):
+            post[b, i] = activity(code.activation, y[b] + bias[i])
+
+
+@compiled
+def _error(classes, scale, output, target, error):
+    """Fills error (B, K): target - output, or target - softmax, times scale."""
+    for b in range(output.shape[0]):
+        if not classes:
+            for k in range(output.shape[1]):
+                error[b, k] = scale * (target[b, k] - output[b, k])
+            continue
+        top, total = output[b].max(), output.dtype.type(0)
+        for k in range(output.shape[1]):
+            error[b, k] = np.exp(output[b, k] - top)
+            total += error[b, k]
+        for k in range(output.shape[1]):
+            error[b, k] = scale * (target[b, k] - error[b, k] / total)
+
+
+@compiled
+def _error_adjoint(classes, scale, error, target, g_error, g_post):
+    """Adds to g_post (n, B) what the error makes of the output."""
+    for b in range(error.shape[0]):
+        if not classes:
+            for k in range(error.shape[1]):
+                g_post[k, b] -= scale * g_error[b, k]
+            continue
+        mean = error.dtype.type(0)
+        for k in range(error.shape[1]):
+            mean += (target[b, k] - error[b, k] / scale) * g_error[b, k]
+        for k in range(error.shape[1]):
+            share = target[b, k] - error[b, k] / scale
+            g_post[k, b] -= scale * share * (g_error[b, k] - mean)
+
+
+@compiled
+def _taught(feedback, error, teaching):
+    """Fills teaching (n, B) with what feedback (n, K) makes of the error (B, K)."""
+    for i in range(teaching.shape[0]):
+        dots(feedback[i], error, teaching[i])
+
+
+@compiled
+def _taught_adjoint(feedback, error, g_teaching, g_feedback, g_error):
+    """The adjoint of it: adds to g_feedback (n, K) and g_error (B, K)."""
+    for i in range(g_teaching.shape[0]):
+        gather(g_feedback[i], g_teaching[i], error)
+        spread(g_error, g_teaching[i], feedback[i])
+
+
+@compiled
+def _sent_down(code, w, post, teaching, sent, below, room):
+    """The error at the potentials, sent (n, B), through w as the teaching signal below (d, B)."""
+    room[:] = 0
+    for i in range(w.shape[0]):
+        for b in range(post.shape[0]):
+            sent[i, b] = teaching[i, b] * slope(code.activation, post[b, i])
+        spread(room, sent[i], w[i])
+    for j in range(below.shape[0]):
+        for b in range(post.shape[0]):
+            below[j, b] = room[b, j]
+
+
+@compiled
+def _sent_down_adjoint(code, w, post, teaching, g_below, g_teaching, gu, room, sent, g_sent):
+    """From the gradient of the teaching signal below, (d, B), turned round into room (B, d): adds
+    those of teaching signal and potential, (n, B) each; fills sent as ``_sent_down`` does."""
+    for j in range(g_below.shape[0]):
+        for b in range(post.shape[0]):
+            room[b, j] = g_below[j, b]
+    for i in range(w.shape[0]):
+        dots(w[i], room, g_sent)
+        for b in range(post.shape[0]):
+            y = post[b, i]
+            sent[i, b] = teaching[i, b] * slope(code.activation, y)
+            g_teaching[i, b] += g_sent[b] * slope(code.activation, y)
+            gu[i, b] += g_sent[b] * teaching[i, b] * bend(code.activation, y)
+
+
+@compiled
+def _carried_adjoint(sent, g_below, gw):
+    """Adds to gw (n, d) what the errors (n, B) that went through the weights make of them, from the
+    gradient (B, d) of what came out."""
+    for i in range(gw.shape[0]):
+        gather(gw[i], sent[i], g_below)
+
+
+@compiled
+def _turned(rows, columns):
+    """Adds (B, d) to (d, B)."""
+    for b in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            columns[j, b] += rows[b, j]
+
+
+@compiled
+def _learns(code, multiplier, w, p, mix, share, x, post, teaching, y, a, wanted):
+    """Moves w (n, d)."""
+    for i in range(w.shape[0]):
+        for b in range(x.shape[0]):
+            y[b] = post[b, i]
+        c = signal(code, y, teaching[i], share, mix[i], multiplier, a)
+        if x.shape[0] == 1:
+            learn_one(w[i], p[i], x[0], a[0], c)
+        else:
+            learn(w[i], p[i], x, a, c, wanted)
+
+
+@compiled
+def _relearns(code, multiplier, w, after, p, mix, share, x, post, teaching, y, a, c, wanted):
+    """Fills ``after`` (n, d), a (n, B), c (n,) and, for more than one example, wanted (n, d)."""
+    for i in range(w.shape[0]):
+        for b in range(x.shape[0]):
+            y[b] = post[b, i]
+        c[i] = signal(code, y, teaching[i], share, mix[i], multiplier, a[i])
+        if x.shape[0] == 1:
+            relearn_one(w[i], after[i], p[i], x[0], a[i, 0], c[i])
+        else:
+            relearn(w[i], after[i], p[i], x, a[i], c[i], wanted[i])
+
+
+@compiled
+def _asks(
+    code, multiplier, gw, p, w, mix, share, x, post, teaching, wanted,
+    gp, g_teaching, gy, gu, g_mix, y, ga, moved,
+):  # fmt: skip
+    """Fills g_teaching and gu (n, B), adds to gy (n, B), gp (n, d) and g_mix (n,)."""
+    for i in range(w.shape[0]):
+        for b in range(x.shape[0]):
+            y[b] = post[b, i]
+        if x.shape[0] == 1:
+            ga[0], gc = ask_one(gw[i], p[i], x[0], w[i])
+        else:
+            gc = ask(gw[i], p[i], x, w[i], wanted[i], gp[i], moved, ga)
+        g_mix[i] += signal_adjoint(
+            code, y, teaching[i], share, mix[i], multiplier,
+            ga, gc, g_teaching[i], gy[i], gu[i],
+        )  # fmt: skip
+
+
+@compiled
+def _tells(code, gw, p, w, x, post, a, c, gy, gu, gp, g_bias, gx, with_x, moved):
+    """Turns gw into the gradient of the weights before they moved; adds to gp, g_bias (n,), and gx
+    (B, d) where asked."""
+    for i in range(w.shape[0]):
+        for b in range(x.shape[0]):
+            gu[i, b] += gy[i, b] * slope(code.activation, post[b, i])
+            g_bias[i] += gu[i, b]
+        if x.shape[0] > 1:
+            for j in range(w.shape[1]):
+                moved[j] = gw[i, j] * p[i, j]
+            tell(gw[i], x, w[i], a[i], c[i], gu[i], moved, gx, with_x)
+        elif with_x:
+            tell_one(gw[i], p[i], x[0], w[i], a[i, 0], c[i], gu[i, 0], gp[i], gx[0])
+        else:
+            tell_one_below(gw[i], p[i], x[0], w[i], a[i, 0], c[i], gu[i, 0], gp[i])
+
+
+@compiled
+def forward_steps(
+    codes, multipliers, descends, clamped, classes, segment, e, keep,
+    weight, plasticity, mix, bias, share, feedback, scale, x, target,
+    final, kept, post, teaching, error, sent, room, y, a, wanted,
+):  # fmt: skip
+    """One episode e through the stream. By layer, in tuples: weight, plasticity (E, n, d), mix,
+    bias (E, n), share (E, T, B), feedback (E, n, K); what is filled: final (E, n, d), kept
+    (E, S, n, d) where asked, post (E, T, B, n) and teaching (E, T, n, B). Also error (E, T, B, K).
+    """
+    layers, presentations, last = len(final), x.shape[1], len(final) - 1
+    for at in range(layers):
+        final[at][e, :, :] = weight[at][_own(e, weight[at])]
+    for t in range(presentations):
+        for at in range(layers):
+            w = borrowed(final[at])[e]
+            if keep and t % segment == 0:
+                borrowed(kept[at])[e, t // segment, :, :] = w
+            shown = borrowed(x)[e, t] if at == 0 else borrowed(post[at - 1])[e, t]
+            own_bias = borrowed(bias[at])[_own(e, bias[at])]
+            _forwards(codes[at], w, own_bias, shown, borrowed(post[at])[e, t], y)
+        missing = borrowed(error)[e, t]
+        _error(
+            classes, scale[_own(e, scale), t], borrowed(post[last])[e, t], borrowed(target)[e, t],
+            missing,
+        )  # fmt: skip
+        for at in range(layers - 1, -1, -1):
+            taught = borrowed(teaching[at])[e, t]
+            if at == last and (descends or clamped):
+                for k in range(taught.shape[0]):
+                    for b in range(taught.shape[1]):
+                        taught[k, b] = missing[b, k]
+            elif not descends:
+                _taught(borrowed(feedback[at])[_own(e, feedback[at])], missing, taught)
+            if descends and at > 0:
+                _sent_down(
+                    codes[at], borrowed(final[at])[e], borrowed(post[at])[e, t], taught,
+                    borrowed(sent[at]), borrowed(teaching[at - 1])[e, t], borrowed(room[at]),
+                )  # fmt: skip
+        for at in range(layers):
+            shown = borrowed(x)[e, t] if at == 0 else borrowed(post[at - 1])[e, t]
+            _learns(
+                codes[at], multipliers[at], borrowed(final[at])[e],
+                borrowed(plasticity[at])[_own(e, plasticity[at])],
+                borrowed(mix[at])[_own(e, mix[at])],
+                borrowed(share[at])[_own(e, share[at]), t], shown, borrowed(post[at])[e, t],
+                borrowed(teaching[at])[e, t], y, a, borrowed(wanted[at]),
+            )  # fmt: skip
+
+
+@compiled
+def backward_steps(
+    codes, multipliers, descends, clamped, classes, segment, e, with_x,
+    plasticity, mix, share, feedback, scale, x, target, kept, post, teaching, error,
+    gw, gp, g_mix, g_bias, g_feedback, gx,
+    rows, wanted, a, c, g_teaching, gy, gu, room, g_shown, sent, g_error, y, ga, moved,
+):  # fmt: skip
+    """The adjoint of ``forward_steps``. gw (E, n, d) of every layer comes as the gradient of
+    ``final`` and leaves as that of the weights; gp (E, n, d), g_mix, g_bias (E, n), g_feedback
+    (E, n, K) and gx (E, T, B, d) are added to; the rest is room to work in: by layer rows
+    (segment + 1, n, d), wanted (segment, n, d), a (segment, n, B), c (segment, n), g_teaching, gy,
+    gu, sent (n, B), room, g_shown (B, d), moved (d,); also g_error (B, K), y and ga (B,).
+    """
+    layers, presentations, last = len(gw), x.shape[1], len(gw) - 1
+    for s in range((presentations + segment - 1) // segment - 1, -1, -1):
+        begin = s * segment
+        end = min(presentations, begin + segment)
+        for at in range(layers):
+            history = borrowed(rows[at])
+            history[0, :, :] = kept[at][e, s]
+            own_p, own_m = _own(e, plasticity[at]), _own(e, mix[at])
+            for t in range(begin, end):
+                q = t - begin
+                shown = borrowed(x)[e, t] if at == 0 else borrowed(post[at - 1])[e, t]
+                _relearns(
+                    codes[at], multipliers[at], history[q], history[q + 1],
+                    borrowed(plasticity[at])[own_p], borrowed(mix[at])[own_m],
+                    borrowed(share[at])[_own(e, share[at]), t], shown, borrowed(post[at])[e, t],
+                    borrowed(teaching[at])[e, t], y, borrowed(a[at])[q], borrowed(c[at])[q],
+                    borrowed(wanted[at])[q if x.shape[2] > 1 else 0],
+                )  # fmt: skip
+        for t in range(end - 1, begin - 1, -1):
+            q = t - begin
+            missing = borrowed(error)[e, t]
+            for at in range(layers):
+                shown = borrowed(x)[e, t] if at == 0 else borrowed(post[at - 1])[e, t]
+                g_y = borrowed(gy[at])
+                g_y[:, :] = 0
+                _asks(
+                    codes[at], multipliers[at], borrowed(gw[at])[e],
+                    borrowed(plasticity[at])[_own(e, plasticity[at])], borrowed(rows[at])[q],
+                    borrowed(mix[at])[_own(e, mix[at])], borrowed(share[at])[_own(e, share[at]), t],
+                    shown, borrowed(post[at])[e, t], borrowed(teaching[at])[e, t],
+                    borrowed(wanted[at])[q], borrowed(gp[at])[e], borrowed(g_teaching[at]), g_y,
+                    borrowed(gu[at]), borrowed(g_mix[at])[e], y, ga, borrowed(moved[at]),
+                )  # fmt: skip
+            g_error[:, :] = 0
+            for at in range(layers):
+                taught = borrowed(g_teaching[at])
+                if descends and at > 0:
+                    _sent_down_adjoint(
+                        codes[at], borrowed(rows[at])[q], borrowed(post[at])[e, t],
+                        borrowed(teaching[at])[e, t], borrowed(g_teaching[at - 1]), taught,
+                        borrowed(gu[at]), borrowed(room[at]), borrowed(sent[at]), ga,
+                    )  # fmt: skip
+                if at == last and (descends or clamped):
+                    for k in range(taught.shape[0]):
+                        for b in range(taught.shape[1]):
+                            g_error[b, k] += taught[k, b]
+                elif not descends:
+                    _taught_adjoint(
+                        borrowed(feedback[at])[_own(e, feedback[at])], missing, taught,
+                        borrowed(g_feedback[at])[e], g_error,
+                    )  # fmt: skip
+            _error_adjoint(
+                classes, scale[_own(e, scale), t], missing, borrowed(target)[e, t], g_error,
+                borrowed(gy[last]),
+            )  # fmt: skip
+            for at in range(layers - 1, -1, -1):
+                shown = borrowed(x)[e, t] if at == 0 else borrowed(post[at - 1])[e, t]
+                hidden = at > 0
+                below = borrowed(gx)[e, t] if not hidden and with_x else borrowed(g_shown[at])
+                if hidden:
+                    below[:, :] = 0
+                _tells(
+                    codes[at], borrowed(gw[at])[e],
+                    borrowed(plasticity[at])[_own(e, plasticity[at])],
+                    borrowed(rows[at])[q], shown, borrowed(post[at])[e, t], borrowed(a[at])[q],
+                    borrowed(c[at])[q], borrowed(gy[at]), borrowed(gu[at]), borrowed(gp[at])[e],
+                    borrowed(g_bias[at])[e], below, hidden or with_x, borrowed(moved[at]),
+                )  # fmt: skip
+                if hidden:
+                    _turned(below, borrowed(gy[at - 1]))
+                if hidden and descends:
+                    _carried_adjoint(borrowed(sent[at]), borrowed(room[at]), borrowed(gw[at])[e])

@@ -9,7 +9,9 @@ from typing import Literal
 
 import torch
 
+from metaplastic.credit import DirectFeedback
 from metaplastic.errors import CompatibilityError, KernelsWarning, check_choice
+from metaplastic.kernels.chain import Descent, descent_of
 from metaplastic.kernels.stream import Stream, stream_of
 from metaplastic.learner import Learner
 
@@ -22,14 +24,14 @@ COMPILERS = {"cpu": "numba", "cuda": "triton"}
 class Choice:
     """An engine, and why it was taken."""
 
-    stream: Stream | None
+    kernels: Stream | Descent | None
     """The learner as kernels take it; None for the plain engine."""
     why: str
 
     @property
     def engine(self) -> str:
         """``"plain"`` or ``"fused"``."""
-        return "plain" if self.stream is None else "fused"
+        return "plain" if self.kernels is None else "fused"
 
     def __str__(self) -> str:
         return f"{self.engine}: {self.why}."
@@ -48,11 +50,13 @@ def explain(learner: Learner, engine: Engine = "auto", *, first_order: bool = Fa
     check_choice(engine=(engine, Engine))
     if engine == "plain":
         return Choice(None, "asked for")
-    found = "each update takes its weights for constants" if first_order else stream_of(learner)
-    if isinstance(found, Stream):
+    found = "each update takes its weights for constants" if first_order else _known(learner)
+    if not isinstance(found, str):
         found = _installed(found, warn=engine == "auto")
     if isinstance(found, Stream):
         return Choice(found, "every neuron goes through the whole stream by itself")
+    if isinstance(found, Descent):
+        return Choice(found, "all layers go through the stream together, step by step")
     if engine == "fused":
         raise CompatibilityError(
             f"the fused engine cannot run this learner: {found}. Take engine='auto' or 'plain'."
@@ -60,8 +64,14 @@ def explain(learner: Learner, engine: Engine = "auto", *, first_order: bool = Fa
     return Choice(None, found)
 
 
-def _installed(stream: Stream, warn: bool) -> Stream | str:
-    like = next(iter(stream.learner.network.weights().values()))
+def _known(learner: Learner) -> Stream | Descent | str:
+    credit = learner.credit
+    waits = not isinstance(credit, DirectFeedback) or credit.signal == "error"
+    return descent_of(learner) if waits else stream_of(learner)
+
+
+def _installed(found: Stream | Descent, warn: bool) -> Stream | Descent | str:
+    like = next(iter(found.learner.network.weights().values()))
     if like.dtype not in (torch.float32, torch.float64):
         return f"kernels take single or double precision, and the weights are {like.dtype}"
     compiler = COMPILERS.get(like.device.type)
@@ -75,4 +85,6 @@ def _installed(stream: Stream, warn: bool) -> Stream | str:
                 stacklevel=2,
             )
         return f"{compiler} is not installed"
-    return stream
+    if isinstance(found, Descent) and like.device.type != "cpu":
+        return "learning from the own error has kernels for a CPU alone"
+    return found
