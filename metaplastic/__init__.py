@@ -21,6 +21,7 @@ from metaplastic.episodes import Episodes
 from metaplastic.evaluation import Evaluation, evaluate
 from metaplastic.learner import Learner
 from metaplastic.metagradient import (
+    Distributed,
     Divergence,
     Equilibrium,
     Evolution,
@@ -67,6 +68,7 @@ __all__ = [
     "DifferentiablePlasticity",
     "DirectFeedback",
     "DirectRandomTarget",
+    "Distributed",
     "Divergence",
     "Eligibility",
     "Episodes",

@@ -13,7 +13,6 @@ from metaplastic.kernels.neuron import Neuron
 from metaplastic.kernels.rows import blocks, parts
 from metaplastic.kernels.steps import Chain, Passed, Synapses
 
-
 LOOPS: Any = cpu_loops  # whose arguments come in sequences
 
 

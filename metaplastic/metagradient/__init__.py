@@ -3,6 +3,7 @@
 from metaplastic.metagradient.base import Divergence as Divergence
 from metaplastic.metagradient.base import MetaGradient as MetaGradient
 from metaplastic.metagradient.base import Outcome as Outcome
+from metaplastic.metagradient.distributed import Distributed as Distributed
 from metaplastic.metagradient.equilibrium import Equilibrium as Equilibrium
 from metaplastic.metagradient.equilibrium import Unsettled as Unsettled
 from metaplastic.metagradient.evolution import Evolution as Evolution
