@@ -10,6 +10,7 @@ from textwrap import fill
 from metaplastic.errors import MetaplasticError, UnknownNameError
 from metaplastic.recipes import RECIPES
 from studies.commands import (
+    bench,
     demo,
     evaluate,
     report,
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Command] = {
         search_report.COMMAND,
         reproduce.COMMAND,
         report.COMMAND,
+        bench.COMMAND,
     )
 }
 """Every command; a new one is one file in ``studies/commands`` and one name here."""
@@ -48,6 +50,7 @@ EXAMPLES = """
   python -m studies search-report runs/search-2026-01-31-120000 --export-best best.toml
   python -m studies reproduce dfc --preset smoke --methods bp,dfc-ssa --out runs/dfc
   python -m studies report runs/first runs/second --out runs/both
+  python -m studies bench --sizes small,middle --peers fused,higher
 """
 
 

@@ -95,7 +95,7 @@ def _pools(shots: int) -> dict[str, Sizes]:
     }
 
 
-def _points(acceptance: int = 400, **options: float) -> dict[str, Sizes]:
+def _points(acceptance: int = 400, /, **options: float) -> dict[str, Sizes]:
     """The sizes of regression at rest: ten points of one sinusoid, which a stream shows singly."""
     shared: dict[str, Any] = {"options": options, "decay": "late"}
     few = {**options, "rate": 0.1, "steps": 25}
@@ -107,7 +107,7 @@ def _points(acceptance: int = 400, **options: float) -> dict[str, Sizes]:
     }
 
 
-def _classes(acceptance: int = 150, **options: float) -> dict[str, Sizes]:
+def _classes(acceptance: int = 150, /, **options: float) -> dict[str, Sizes]:
     """The sizes of few-shot classification at rest."""
     shared: dict[str, Any] = {"options": options, "decay": "late"}
     few = {**options, "rate": 0.1, "steps": 50}

@@ -1,0 +1,1 @@
+"""How fast a meta-gradient is, how much memory it takes, and what it is compared with."""
