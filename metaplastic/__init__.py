@@ -20,6 +20,7 @@ from metaplastic.credit import (
 from metaplastic.episodes import Episodes
 from metaplastic.evaluation import Evaluation, evaluate
 from metaplastic.learner import Learner
+from metaplastic.memory import MemoryEstimate, memory_estimate
 from metaplastic.metagradient import (
     Distributed,
     Divergence,
@@ -89,6 +90,7 @@ __all__ = [
     "Learner",
     "LeastControl",
     "LocalSignals",
+    "MemoryEstimate",
     "MetaGradient",
     "MetaTraining",
     "Network",
@@ -118,6 +120,7 @@ __all__ = [
     "evaluate",
     "load_into",
     "load_rule",
+    "memory_estimate",
     "save_rule",
     "transfer",
 ]

@@ -49,6 +49,10 @@ class DivergenceError(MetaplasticError, ArithmeticError):
     """An inner loop that left the finite numbers where nothing can be left out."""
 
 
+class MemoryBudgetError(MetaplasticError, MemoryError):
+    """A computation that needs more memory than it was given."""
+
+
 class UnconvergedWarning(UserWarning):
     """Examples whose control or equilibrium was not found; they are counted and change nothing."""
 

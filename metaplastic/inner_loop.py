@@ -162,14 +162,18 @@ class Rollout:
 
 
 def chunks(
-    learner: Learner, episodes: Episodes, batching: Batching, engine: str = "plain"
+    learner: Learner,
+    episodes: Episodes,
+    batching: Batching,
+    engine: str = "plain",
+    most: int | None = None,
 ) -> list[list[int]]:
     """Which episodes go together.
 
     On a CPU, the plain engine runs episodes at once as long as their plastic weights fit the cache
     together: small networks gain several times from ``vmap``; beyond the cache one episode after
     another is as fast or faster and needs the memory of one. On a GPU, and by kernels, all run at
-    once.
+    once. Never more than ``most``.
     """
     count = len(episodes)
     size = {"vmap": count, "loop": 1}.get(batching, count)
@@ -178,6 +182,7 @@ def chunks(
         bytes_each = sum(weights[n].nbytes for n in learner.plastic & weights.keys())
         if all(w.device.type == "cpu" for w in weights.values()):
             size = max(1, CACHE_BYTES // max(1, bytes_each))
+    size = size if most is None else min(size, most)
     return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ from metaplastic.objectives import CrossEntropy, Objective
 from metaplastic.parameters import frozen_to_buffers, groups_by_role
 from metaplastic.rules import Coefficient, PlasticityRule, Rules, assign_rules, by_pattern, matching
 from metaplastic.signals import GivenError, Origin, Presentation, State, SynapseGroup, Teacher
+
+if TYPE_CHECKING:
+    from metaplastic.episodes import Episodes
+    from metaplastic.memory import MemoryEstimate
 
 
 class Learner(nn.Module):
@@ -318,6 +322,14 @@ class Learner(nn.Module):
             )
         examples = 1 if self.objective.scale == "batch" else output.shape[0]
         return features, GivenError(self.objective, -gradient * examples)
+
+    def memory_estimate(self, episodes: Episodes) -> MemoryEstimate:
+        """The memory that a meta-gradient through these episodes needs; see
+        ``memory.memory_estimate``, which takes a method with options.
+        """
+        from metaplastic.memory import memory_estimate
+
+        return memory_estimate(self, episodes)
 
     # --- training without backpropagation -------------------------------------------------------
 

@@ -11,12 +11,16 @@ import torch
 from metaplastic.analysis.memory import LiveBytes
 from metaplastic.episodes import Episodes
 from metaplastic.errors import MemoryBudgetError
-from metaplastic.fused_memory import fused_parts
 from metaplastic.inner_loop import Rollout, chunks, draw
 from metaplastic.kernels import explain
+from metaplastic.kernels.chain import ROOM, Descent
+from metaplastic.kernels.given import SEGMENT
+from metaplastic.kernels.rows import ALONE, blocks
+from metaplastic.kernels.stream import Stream
 from metaplastic.learner import Learner
 from metaplastic.metagradient.base import gradients
 from metaplastic.metagradient.unrolled import Unrolled
+from metaplastic.networks import LayeredNetwork
 
 MEGABYTE = 1e6
 FIRST = 2
@@ -67,17 +71,8 @@ def memory_estimate(
     method = Unrolled() if method is None else method
     engine = explain(learner, method.engine, first_order=method.first_order)
     size = max(map(len, chunks(learner, episodes, method.batching, engine.engine)))
-    if engine.kernels is None:
-        find: _Find = _Plain(learner, episodes, method).estimate
-    else:
-        kernels = engine.kernels
-
-        def find(size: int, every: int | None) -> MemoryEstimate:
-            prepared = _Measure(learner, episodes, method, "stream")
-            parts = fused_parts(kernels, episodes, size, every, method.truncate)
-            stream = prepared.at(size, episodes.presentations)
-            return MemoryEstimate("fused", size, every, {"stream": stream, **parts})
-
+    kinds = {"plain": _Plain, "fused": _Fused}
+    find = kinds[engine.engine](learner, episodes, method, engine.kernels).estimate
     if method.memory is None:
         return find(size, method.checkpoint_every)
     least = None
@@ -86,7 +81,10 @@ def memory_estimate(
             return found
         least = found if least is None or found.bytes < least.bytes else least
     assert least is not None
-    raise MemoryBudgetError(least.bytes, method.memory, str(least))
+    raise MemoryBudgetError(
+        f"the gradient needs {least.bytes} bytes at least, and memory={method.memory}; {least}. "
+        "Give fewer episodes or batching='loop', shorter streams, truncate=, or a larger budget."
+    )
 
 
 _Find = Callable[[int, int | None], MemoryEstimate]
@@ -112,7 +110,9 @@ def _candidates(
 class _Plain:
     """Estimates of the plain engine."""
 
-    def __init__(self, learner: Learner, episodes: Episodes, method: Unrolled) -> None:
+    def __init__(
+        self, learner: Learner, episodes: Episodes, method: Unrolled, kernels: None
+    ) -> None:
         self._learner, self._episodes, self._method = learner, episodes, method
         self._measures = {
             what: _Measure(learner, episodes, method, what)
@@ -135,9 +135,88 @@ class _Plain:
             "stream": total * shown,
             "presentations": alive * own,
             "states": states,
-            "queries and gradients": base + outer_bytes(self._learner),
+            "queries and gradients": base + _outer(self._learner),
         }
         return MemoryEstimate("plain", size, every, {k: v for k, v in parts.items() if v})
+
+
+class _Fused:
+    """Estimates of the fused engine, from shapes: what its kernels keep, and their scratch."""
+
+    def __init__(
+        self, learner: Learner, episodes: Episodes, method: Unrolled, kernels: Stream | Descent
+    ) -> None:
+        self._learner, self._episodes, self._method = learner, episodes, method
+        self._kernels, self._steps = kernels, isinstance(kernels, Descent)
+        self._stream = _Measure(learner, episodes, method, "stream")
+        assert isinstance(learner.network, LayeredNetwork)
+        self._network = learner.network
+        weights = learner.network.weights()
+        self._like = next(iter(weights.values()))
+        self._sizes = {i: weights[p.layer.names[0]].shape for i, p in kernels.layers.items()}
+
+    def estimate(self, size: int, every: int | None) -> MemoryEstimate:
+        total, examples = self._episodes.support_x.shape[1:3]
+        length = min(total, self._method.truncate or total)
+        piece = min(every or length, length)
+        synapses = sum(n * d for n, d in self._sizes.values())
+        segment = min(SEGMENT, max(4, ROOM // (synapses * self._like.itemsize)))
+        segment = segment if self._steps else SEGMENT
+        seen = size * length * examples
+        queries = size * self._episodes.query_x.shape[1]
+        counts = {
+            "activity and teaching": seen * self._each()
+            + 2 * queries * sum(layer.units for layer in self._network.layers),
+            "kept weights": size * synapses * ceil(length / piece) * (ceil(piece / segment) + 1),
+            "gradients": size * synapses + self._backward(size, size * piece * examples),
+            "scratch": self._scratch(size, examples, segment, seen * synapses),
+        }
+        parts = {name: count * self._like.itemsize for name, count in counts.items()}
+        parts["stream"] = self._stream.at(size, total)
+        parts["gradients"] += _outer(self._learner)
+        return MemoryEstimate("fused", size, every, parts)
+
+    def _each(self) -> int:
+        """Numbers that an example leaves behind: activity, teaching signal and error."""
+        groups = self._learner.credit.groups().values()
+        count = self._network.outputs if self._steps else 0
+        for layer in self._network.layers[: max(self._sizes) + 1]:
+            if layer.index not in self._sizes:
+                count += 2 * layer.units
+                continue
+            n = self._sizes[layer.index][0]
+            maps = [g.n_out for g in groups if g.position == layer.index and g.n_in > 1]
+            count += n * (1 + len(layer.transforms)) + (n if self._steps else sum(maps))
+        return count
+
+    def _backward(self, size: int, seen: int) -> int:
+        """Numbers of the way back: of the largest layer, or of all that go together."""
+        trunk = self._network.trunk
+        learned = trunk is not None and any(p.requires_grad for p in trunk.parameters())
+        own = []
+        for i, (n, d) in self._sizes.items():
+            copies = 1 if self._steps else blocks(size) + 1
+            gx = copies * seen * d if learned or i > 0 else 0
+            if self._steps:
+                gx = gx if i == min(self._sizes) else 0
+                own.append(2 * size * n * d + gx)
+            else:
+                own.append(2 * size * n * d + gx + 2 * seen * n)
+        return sum(own) if self._steps else max(own)
+
+    def _scratch(self, size: int, examples: int, segment: int, work: int) -> int:
+        """Numbers of the history of a segment, in every thread or program at once."""
+        if not self._steps and self._like.device.type == "cuda":
+            from metaplastic.kernels.gpu_rows import PROGRAMS
+
+            return max(min(size * n, PROGRAMS) * segment * d for n, d in self._sizes.values())
+        threads = min(torch.get_num_threads(), size) if work >= ALONE else 1
+        if not self._steps:
+            return threads * 2 * segment * max(d for _, d in self._sizes.values())
+        synapses = sum(n * d for n, d in self._sizes.values())
+        units = sum(n for n, _ in self._sizes.values())
+        again = segment + 1 + (segment if examples > 1 else 1)
+        return threads * (again * synapses + segment * units * (examples + 1))
 
 
 class _Measure:
@@ -201,6 +280,6 @@ def _short(episodes: Episodes, count: int, presentations: int) -> Episodes:
     return replace(some, **{n: t[:, shown] for n, t in stream.items() if t is not None})
 
 
-def outer_bytes(learner: Learner) -> int:
-    """The sum of gradients and the sum with one more."""
-    return 2 * sum(p.nbytes for p in learner.parameters() if p.requires_grad)
+def _outer(learner: Learner) -> int:
+    """The sum of the gradients so far."""
+    return sum(p.nbytes for p in learner.parameters() if p.requires_grad)

@@ -92,7 +92,8 @@ def backward(
         )  # fmt: skip
 
     parts(episodes * count, x.numel() * n_out, task)
-    return gw, gp, g_mix, g_bias, g_teaching, gx.sum(0) if with_x else None
+    total = gx[0] if count == 1 else gx.sum(0)
+    return gw, gp, g_mix, g_bias, g_teaching, total if with_x else None
 
 
 def forward_steps(

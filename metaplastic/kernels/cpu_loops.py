@@ -107,25 +107,71 @@ def blend(y, teaching, mix):
 
 
 @compiled
+def _delta(code, y, teaching):
+    """The error of Delta, times the slope where its rule says so."""
+    error = teaching - y if code.target else teaching
+    return error * slope(code.activation, y) if code.derivative else error
+
+
+@compiled
+def _delta_adjoint(code, y, teaching, g):
+    """The gradients of teaching signal, activity and potential from that of the error."""
+    zero = type(y)(0)
+    gu = zero
+    if code.derivative:
+        error = teaching - y if code.target else teaching
+        gu = g * error * bend(code.activation, y)
+        g = g * slope(code.activation, y)
+    return g, -g if code.target else zero, gu
+
+
+@compiled
+def _factor(code, multiplier, energy):
+    """Of Hebb and Oja, on the whole change."""
+    return multiplier / (type(energy)(1) + energy) if code.bounded else multiplier
+
+
+@compiled
+def _energy_adjoint(code, energy, factor, g_factor, gc):
+    """The gradients of factor and energy, from what the change makes of both."""
+    g_energy = type(energy)(0)
+    if code.family == OJA:
+        g_factor += gc * energy
+        g_energy = gc * factor
+    if code.bounded:
+        g_energy -= g_factor * factor / (type(energy)(1) + energy)
+    return g_energy
+
+
+@compiled
 def signal(code, y, teaching, share, mix, multiplier, a):
     """Fills a (B,) from activity, teaching signal and share (B,) each; returns c."""
     zero = y.dtype.type(0)
     if code.family == DELTA:
         for b in range(y.shape[0]):
-            error = teaching[b] - y[b] if code.target else teaching[b]
-            if code.derivative:
-                error *= slope(code.activation, y[b])
-            a[b] = share[b] * error
+            a[b] = share[b] * _delta(code, y[b], teaching[b])
         return zero
     energy = zero
     for b in range(y.shape[0]):
         z = blend(y[b], teaching[b], mix)
         a[b] = z
         energy += share[b] * z * z
-    factor = multiplier / (y.dtype.type(1) + energy) if code.bounded else multiplier
+    factor = _factor(code, multiplier, energy)
     for b in range(y.shape[0]):
         a[b] *= share[b] * factor
     return energy * factor if code.family == OJA else zero
+
+
+@compiled
+def signal_one(code, y, teaching, share, mix, multiplier):
+    """Returns a and c of one example."""
+    zero = type(y)(0)
+    if code.family == DELTA:
+        return share * _delta(code, y, teaching), zero
+    z = blend(y, teaching, mix)
+    energy = share * z * z
+    factor = _factor(code, multiplier, energy)
+    return share * z * factor, energy * factor if code.family == OJA else zero
 
 
 @compiled
@@ -136,28 +182,16 @@ def signal_adjoint(code, y, teaching, share, mix, multiplier, ga, gc, g_teaching
     zero, one = y.dtype.type(0), y.dtype.type(1)
     if code.family == DELTA:
         for b in range(y.shape[0]):
-            g = ga[b] * share[b]
-            gu[b] = zero
-            if code.derivative:
-                error = teaching[b] - y[b] if code.target else teaching[b]
-                gu[b] = g * error * bend(code.activation, y[b])
-                g *= slope(code.activation, y[b])
-            g_teaching[b] = g
-            if code.target:
-                gy[b] -= g
+            g_teaching[b], g_y, gu[b] = _delta_adjoint(code, y[b], teaching[b], ga[b] * share[b])
+            gy[b] += g_y
         return zero
     energy, g_factor = zero, zero
     for b in range(y.shape[0]):
         z = blend(y[b], teaching[b], mix)
         energy += share[b] * z * z
         g_factor += ga[b] * share[b] * z
-    factor = multiplier / (one + energy) if code.bounded else multiplier
-    g_energy = zero
-    if code.family == OJA:
-        g_factor += gc * energy
-        g_energy = gc * factor
-    if code.bounded:
-        g_energy -= g_factor * factor / (one + energy)
+    factor = _factor(code, multiplier, energy)
+    g_energy = _energy_adjoint(code, energy, factor, g_factor, gc)
     g_mix = zero
     for b in range(y.shape[0]):
         z = blend(y[b], teaching[b], mix)
@@ -167,6 +201,21 @@ def signal_adjoint(code, y, teaching, share, mix, multiplier, ga, gc, g_teaching
         g_mix += gz * (teaching[b] - y[b])
         gu[b] = zero
     return g_mix
+
+
+@compiled
+def signal_adjoint_one(code, y, teaching, share, mix, multiplier, ga, gc):
+    """Returns the gradients of teaching signal, activity, potential and mix of one example."""
+    zero = type(y)(0)
+    if code.family == DELTA:
+        g_teaching, gy, gu = _delta_adjoint(code, y, teaching, ga * share)
+        return g_teaching, gy, gu, zero
+    z = blend(y, teaching, mix)
+    energy = share * z * z
+    factor = _factor(code, multiplier, energy)
+    g_energy = _energy_adjoint(code, energy, factor, ga * share * z, gc)
+    gz = share * (ga * factor + (g_energy + g_energy) * z)
+    return mix * gz, (type(mix)(1) - mix) * gz, zero, gz * (teaching - y)
 
 
 # --- synapses: functions of one row, w, p and their gradients (d,), x and its gradient (B, d) ---
@@ -364,7 +413,8 @@ def _forward_rows(
     for item in range(first, last):
         e, block = item // blocks, item % blocks
         begin_w, own_p, own_m = _own(e, weight), _own(e, plasticity), _own(e, mix)
-        own_b, own_s = _own(e, bias), _own(e, share)
+        own_b = _own(e, bias)
+        x_e, taught_e, share_e, post_e = x[e], teaching[e], share[_own(e, share)], post[e]
         for begin in range(0, presentations, segment):
             for i in range(block * n // blocks, (block + 1) * n // blocks):
                 w, p, mixing, potential = (
@@ -378,18 +428,27 @@ def _forward_rows(
                     w[:] = weight[begin_w, i]
                 if keep:
                     kept[e, begin // segment, i, :] = w
-                for t in range(begin, min(presentations, begin + segment)):
-                    y, x_t = own_i[t], x[e, t]
+                end = min(presentations, begin + segment)
+                if examples == 1:
+                    for t in range(begin, end):
+                        shown = x_e[t, 0]
+                        y = activity(code.activation, dot(w, shown) + potential)
+                        own_i[t, 0] = y
+                        post_e[t, 0, i] = y
+                        a_t, c = signal_one(
+                            code, y, taught_e[t, 0, i], share_e[t, 0], mixing, multiplier
+                        )
+                        learn_one(w, p, shown, a_t, c)
+                    continue
+                for t in range(begin, end):
+                    y, x_t = own_i[t], x_e[t]
                     dots(w, x_t, y)
                     for b in range(examples):
                         y[b] = activity(code.activation, y[b] + potential)
-                        post[e, t, b, i] = y[b]
-                        taught[b] = teaching[e, t, b, i]
-                    c = signal(code, y, taught, share[own_s, t], mixing, multiplier, a)
-                    if examples == 1:
-                        learn_one(w, p, x_t[0], a[0], c)
-                    else:
-                        learn(w, p, x_t, a, c, wanted)
+                        post_e[t, b, i] = y[b]
+                        taught[b] = taught_e[t, b, i]
+                    c = signal(code, y, taught, share_e[t], mixing, multiplier, a)
+                    learn(w, p, x_t, a, c, wanted)
 
 
 @compiled
@@ -425,7 +484,10 @@ def _backward_rows(
     decay = np.empty(segment, kind)
     for item in range(first, last):
         e, block = item // blocks, item % blocks
-        own_p, own_m, own_s = _own(e, plasticity), _own(e, mix), _own(e, share)
+        own_p, own_m = _own(e, plasticity), _own(e, mix)
+        x_e, taught_e, share_e, g_taught_e = x[e], teaching[e], share[_own(e, share)], g_teaching[e]
+        # Of no effect where there is no gradient to add.
+        g_post_e, gx_e = g_post[e] if with_post else x_e, gx[block, e] if with_x else x_e
         for s in range((presentations + segment - 1) // segment - 1, -1, -1):
             begin = s * segment
             end = min(presentations, begin + segment)
@@ -434,43 +496,54 @@ def _backward_rows(
                 gw_i, gp_i, own_i = gw[e, i], gp[e, i], own[e, i]
                 gm, gb = zero, zero
                 rows[0, :] = kept[e, s, i]
+                if examples == 1:
+                    for t in range(begin, end):
+                        q = t - begin
+                        a[q, 0], decay[q] = signal_one(
+                            code, own_i[t, 0], taught_e[t, 0, i], share_e[t, 0], mixing, multiplier
+                        )
+                        relearn_one(rows[q], rows[q + 1], p, x_e[t, 0], a[q, 0], decay[q])
+                    for t in range(end - 1, begin - 1, -1):
+                        q = t - begin
+                        y, w, shown, a_t, c = own_i[t, 0], rows[q], x_e[t, 0], a[q, 0], decay[q]
+                        g_a, gc = ask_one(gw_i, p, shown, w)
+                        g_t, g_y, g_u, g_m = signal_adjoint_one(
+                            code, y, taught_e[t, 0, i], share_e[t, 0], mixing, multiplier, g_a, gc
+                        )
+                        if with_post:
+                            g_y += g_post_e[t, 0, i]
+                        g_u += g_y * slope(code.activation, y)
+                        gm += g_m
+                        gb += g_u
+                        g_taught_e[t, 0, i] = g_t
+                        if with_x:
+                            tell_one(gw_i, p, shown, w, a_t, c, g_u, gp_i, gx_e[t, 0])
+                        else:
+                            tell_one_below(gw_i, p, shown, w, a_t, c, g_u, gp_i)
+                    g_mix[e, i] += gm
+                    g_bias[e, i] += gb
+                    continue
                 for t in range(begin, end):
                     q = t - begin
                     for b in range(examples):
-                        taught[b] = teaching[e, t, b, i]
-                    decay[q] = signal(
-                        code, own_i[t], taught, share[own_s, t], mixing, multiplier, a[q]
-                    )
-                    if examples == 1:
-                        relearn_one(rows[q], rows[q + 1], p, x[e, t, 0], a[q, 0], decay[q])
-                    else:
-                        relearn(rows[q], rows[q + 1], p, x[e, t], a[q], decay[q], wanted[q])
+                        taught[b] = taught_e[t, b, i]
+                    decay[q] = signal(code, own_i[t], taught, share_e[t], mixing, multiplier, a[q])
+                    relearn(rows[q], rows[q + 1], p, x_e[t], a[q], decay[q], wanted[q])
                 for t in range(end - 1, begin - 1, -1):
                     q = t - begin
-                    y, w, x_t = own_i[t], rows[q], x[e, t]
-                    if examples == 1:
-                        ga[0], gc = ask_one(gw_i, p, x_t[0], w)
-                    else:
-                        gc = ask(gw_i, p, x_t, w, wanted[q], gp_i, moved, ga)
+                    y, w, x_t = own_i[t], rows[q], x_e[t]
+                    gc = ask(gw_i, p, x_t, w, wanted[q], gp_i, moved, ga)
                     for b in range(examples):
-                        taught[b] = teaching[e, t, b, i]
-                        gy[b] = g_post[e, t, b, i] if with_post else zero
+                        taught[b] = taught_e[t, b, i]
+                        gy[b] = g_post_e[t, b, i] if with_post else zero
                     gm += signal_adjoint(
-                        code, y, taught, share[own_s, t], mixing, multiplier,
-                        ga, gc, g_taught, gy, gu,
-                    )  # fmt: skip
+                        code, y, taught, share_e[t], mixing, multiplier, ga, gc, g_taught, gy, gu
+                    )
                     for b in range(examples):
                         gu[b] += gy[b] * slope(code.activation, y[b])
                         gb += gu[b]
-                        g_teaching[e, t, b, i] = g_taught[b]
-                    if examples > 1:
-                        gx_t = gx[block, e, t] if with_x else x_t
-                        tell(gw_i, x_t, w, a[q], decay[q], gu, moved, gx_t, with_x)
-                    elif with_x:
-                        gx_t = gx[block, e, t, 0]
-                        tell_one(gw_i, p, x_t[0], w, a[q, 0], decay[q], gu[0], gp_i, gx_t)
-                    else:
-                        tell_one_below(gw_i, p, x_t[0], w, a[q, 0], decay[q], gu[0], gp_i)
+                        g_taught_e[t, b, i] = g_taught[b]
+                    tell(gw_i, x_t, w, a[q], decay[q], gu, moved, gx_e[t], with_x)
                 g_mix[e, i] += gm
                 g_bias[e, i] += gb
 

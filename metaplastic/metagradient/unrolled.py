@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,28 @@ from metaplastic.metagradient.base import (
     locate,
 )
 
+if TYPE_CHECKING:
+    from metaplastic.memory import MemoryEstimate
+
+
+class _Plans:
+    """The last plan, for as long as learner and shapes stay; a copy begins empty."""
+
+    def __init__(self) -> None:
+        self._of: tuple[weakref.ref[Learner], Any, MemoryEstimate] | None = None
+
+    def __reduce__(self) -> tuple[type[_Plans], tuple[()]]:
+        return _Plans, ()
+
+    def get(self, method: Unrolled, learner: Learner, episodes: Episodes) -> MemoryEstimate:
+        from metaplastic.memory import memory_estimate
+
+        shapes = [t if t is None else (t.shape, t.dtype) for t in vars(episodes).values()]
+        key = shapes, [(p.shape, p.dtype, p.device) for p in learner.parameters()]
+        if self._of is None or self._of[0]() is not learner or self._of[1] != key:
+            self._of = weakref.ref(learner), key, memory_estimate(learner, episodes, method)
+        return self._of[2]
+
 
 @dataclass(frozen=True)
 class Unrolled(MetaGradient):
@@ -40,9 +64,15 @@ class Unrolled(MetaGradient):
         limit: a query loss above it counts as diverged.
         engine: ``"plain"``, ``"fused"`` (compiled kernels, the same gradient) or ``"auto"``;
             ``kernels.explain`` says which it is for a learner, and why.
+        memory: budget in bytes, beside learner and episodes, as ``memory_estimate`` tells it. Where
+            not everything fits, the plain engine takes the best ``checkpoint_every``; where that
+            is not enough, and with kernels, fewer episodes run at once under
+            ``batching="auto"``. The gradient is the same. It is an estimate and no hard limit.
 
     Raises:
-        ConfigurationError: for a number of presentations below 1.
+        ConfigurationError: for a number of presentations or bytes below 1, and for both
+            ``checkpoint_every`` and ``memory``.
+        MemoryBudgetError: by ``gradient``, where the budget cannot be met.
         CompatibilityError: for a learner that the fused engine, asked for by name, cannot run.
     """
 
@@ -52,6 +82,8 @@ class Unrolled(MetaGradient):
     batching: Batching = "auto"
     limit: float = 1e8
     engine: Engine = "auto"
+    memory: int | None = None
+    _plans: _Plans = field(default_factory=_Plans, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_choice(batching=(self.batching, Batching), engine=(self.engine, Engine))
@@ -59,14 +91,35 @@ class Unrolled(MetaGradient):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} counts presentations, from 1; got {value}.")
+        if self.memory is not None and self.memory < 1:
+            raise ConfigurationError(f"memory counts bytes, from 1; got {self.memory}.")
+        if self.memory is not None and self.checkpoint_every is not None:
+            raise ConfigurationError(
+                "memory chooses checkpoint_every by itself; got memory="
+                f"{self.memory} and checkpoint_every={self.checkpoint_every}: give one of them."
+            )
 
     def gradient(
         self, learner: Learner, episodes: Episodes, *, generator: torch.Generator | None = None
     ) -> Outcome:
+        if self.memory is None:
+            return self._gradient(learner, episodes, generator, None)
+        plan = self._plans.get(self, learner, episodes)
+        planned = replace(self, memory=None, checkpoint_every=plan.checkpoint_every)
+        return planned._gradient(learner, episodes, generator, plan.episodes)
+
+    def _gradient(
+        self,
+        learner: Learner,
+        episodes: Episodes,
+        generator: torch.Generator | None,
+        most: int | None,
+    ) -> Outcome:
+        """``gradient``, of at most so many episodes at once."""
         draws = draw(learner, episodes, generator)
         total = _Total([p for p in learner.parameters() if p.requires_grad])
         engine = explain(learner, self.engine, first_order=self.first_order).engine
-        for chunk in chunks(learner, episodes, self.batching, engine):
+        for chunk in chunks(learner, episodes, self.batching, engine, most):
             self._add(learner, episodes, draws, chunk, total)
         total.write(learner)
         order = sorted(total.loss)

@@ -152,7 +152,7 @@ SMOKE = {
     "cifar10": Sizes(images=128, epochs=1, seeds=(0,), test=100, validation=100, batch=BATCH),
 }
 CIFAR_QUICK = Sizes(images=1000, epochs=5, seeds=(0,), test=1000, validation=1000, batch=BATCH)
-FEW_IMAGES = Sizes(images=500, epochs=3, seeds=(0,), test=500, validation=500, batch=BATCH)
+FEW_IMAGES = Sizes(images=320, epochs=2, seeds=(0,), test=200, validation=200, batch=BATCH)
 SIZES: dict[str, dict[str, Sizes]] = {
     "mnist": {
         "quick": Sizes(images=2000, epochs=3, seeds=(0,), batch=BATCH),
