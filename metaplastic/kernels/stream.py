@@ -23,6 +23,8 @@ from metaplastic.kernels.rows import Scan, scan
 from metaplastic.learner import Learner
 from metaplastic.networks import LayeredNetwork
 from metaplastic.networks.layer import Layer
+from metaplastic.rules import Hebb
+from metaplastic.rules.base import PlasticityRule
 from metaplastic.signals import State, Teacher
 
 
@@ -60,15 +62,19 @@ class Stream:
                 feed = partial(_feedback, credit, layer)
                 taught = each(feed, maps, own, common, sent)
             name = layer.names[0]
-            after[name], post = scan(
-                Scan(plastic.neuron, segment),
-                once(own[name]),
-                *coefficients(plastic.rule, shared["coefficients"][name], own[name]),
-                bias(layer, own, common, x),
-                x,
-                taught,
-                share(plastic.rule, shown.get("weight"), x),
-            )
+            start, potential = once(own[name]), bias(layer, own, common, x)
+            strength, mix = coefficients(plastic.rule, shared["coefficients"][name], own[name])
+            lead = share(plastic.rule, shown.get("weight"), x)
+            how = Scan(plastic.neuron, segment)
+            moved = None if maps else taught_rows(plastic.rule, taught)
+            if moved is not None and len(moved) < layer.units:
+                start, strength, mix, potential = (
+                    t[:, moved] for t in (start, strength, mix, potential)
+                )
+                rows, _ = scan(how, start, strength, mix, potential, x, taught[..., moved], lead)
+                after[name] = own[name].index_copy(1, moved, rows)
+                break  # above the last layer there is nothing
+            after[name], post = scan(how, start, strength, mix, potential, x, taught, lead)
             x = layer.onward(post.flatten(0, 2)).unflatten(0, post.shape[:3])
         return {**moving, "weights": after}
 
@@ -80,6 +86,14 @@ def stream_of(learner: Learner) -> Stream | str:
         return f"the teaching signal of {type(credit).__name__} waits for the output"
     layers = plastic_layers(learner, credit.kind)
     return layers if isinstance(layers, str) else Stream(learner, layers)
+
+
+def taught_rows(rule: PlasticityRule, taught: Tensor) -> Tensor | None:
+    """The neurons (n,) that are ever taught anything but 0, where the rule makes all others stay as
+    they are: in a head of many classes, those that are shown. None for rules that learn besides.
+    """
+    alone = isinstance(rule, Hebb) and not rule.mix.learned and rule.mix.value == 1.0
+    return taught.flatten(0, -2).any(0).nonzero().flatten() if alone else None
 
 
 def _feedback(credit: DirectFeedback, layer: Layer, sent: Tensor, weights: Weights) -> Tensor:

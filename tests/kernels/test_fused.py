@@ -33,7 +33,7 @@ from metaplastic import (
 )
 from metaplastic.errors import CompatibilityError, KernelsWarning
 from metaplastic.inner_loop import Rollout, draw
-from metaplastic.kernels import dispatch, explain, rows
+from metaplastic.kernels import dispatch, explain, rows, stream
 from tests.helpers import (
     assert_close,
     classification,
@@ -166,6 +166,26 @@ def test_what_stands_between_the_layers() -> None:
     rules = {"name:layer0_*": None, "name:layer2_*": None, "role:weight": Oja(0.1, 0.8)}
     made = shake(Learner(network, DirectFeedback("target"), rules), plasticity=0.2)
     assert_same(made, classification(2, 6, 2, (1, 4, 4), WAYS))
+
+
+def test_only_the_shown_classes_of_a_wide_head_go_through_the_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chain = mlp(5, 6, 9)
+    rules = {"position:last": Oja(0.6, 1.0), "role:weight": Oja(0.1, 0.9)}
+    made = Learner(LayeredNetwork(chain), DirectFeedback("target"), {"role:bias": None, **rules})
+    shake(made, plasticity=0.3, feedback=0.2)
+    shown = classification(2, 7, 1, 5, 3)
+    shown = replace(shown, support_y=4 * shown.support_y % 9)
+    sizes, scan = [], stream.scan
+
+    def listening(how: Any, weight: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        sizes.append(weight.shape[1])
+        return scan(how, weight, *rest)
+
+    monkeypatch.setattr(stream, "scan", listening)
+    assert_same(made, shown)
+    assert sizes == [6, 3]
 
 
 def test_regression() -> None:
