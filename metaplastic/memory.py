@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Literal
 
 import torch
 
@@ -13,7 +14,7 @@ from metaplastic.episodes import Episodes
 from metaplastic.errors import MemoryBudgetError
 from metaplastic.inner_loop import Rollout, chunks, draw
 from metaplastic.kernels import explain
-from metaplastic.kernels.chain import ROOM, Descent
+from metaplastic.kernels.chain import Descent, segment
 from metaplastic.kernels.given import SEGMENT
 from metaplastic.kernels.rows import ALONE, blocks
 from metaplastic.kernels.stream import Stream
@@ -22,9 +23,8 @@ from metaplastic.metagradient.base import gradients
 from metaplastic.metagradient.unrolled import Unrolled
 from metaplastic.networks import LayeredNetwork
 
-MEGABYTE = 1e6
 FIRST = 2
-"""Presentations of the first measurement: from here on each more adds the same."""
+"""Presentations from which on each more adds the same."""
 
 
 @dataclass(frozen=True)
@@ -46,229 +46,198 @@ class MemoryEstimate:
         return sum(self.parts.values())
 
     def __str__(self) -> str:
-        shown = [f"{name} {size / MEGABYTE:.1f}" for name, size in self.parts.items()]
+        shown = ", ".join(f"{name} {size / 1e6:.3g}" for name, size in self.parts.items())
         every = f", checkpoint_every={self.checkpoint_every}" if self.checkpoint_every else ""
-        return (
-            f"{self.bytes / MEGABYTE:.1f} MB ({self.engine}, {self.episodes} at once{every}): "
-            f"{', '.join(shown)}"
-        )
+        how = f"{self.engine}, episodes at once: {self.episodes}{every}"
+        return f"{self.bytes / 1e6:.3g} MB ({how}): {shown}"
 
 
 def memory_estimate(
     learner: Learner, episodes: Episodes, method: Unrolled | None = None
 ) -> MemoryEstimate:
-    """What ``method`` (``Unrolled()`` where none is given) will need for these episodes; with a
-    budget, as it will run under it.
+    """What ``method`` (``Unrolled()`` where none is given) needs for these episodes, and under a
+    budget how it runs.
 
-    The plain engine is measured on one and two episodes of two and three presentations, and what
-    each adds multiplied: all that autograd keeps is additive in both. The fused engine is computed
-    from shapes. It is what ``analysis.LiveBytes`` counts, so what an allocator keeps in reserve
-    comes on top. Nothing is mutated, and no generator is drawn from.
+    For the plain engine, one and two episodes of two and three presentations are measured: what
+    autograd keeps is additive in both. For the fused engine, the stream is measured as it is
+    prepared, and the rest follows from shapes. It is what ``analysis.LiveBytes`` counts; what an
+    allocator keeps in reserve comes on top. To measure needs the memory of these short episodes.
 
     Raises:
         MemoryBudgetError: where the method's budget cannot be met.
     """
     method = Unrolled() if method is None else method
-    engine = explain(learner, method.engine, first_order=method.first_order)
-    size = max(map(len, chunks(learner, episodes, method.batching, engine.engine)))
-    kinds = {"plain": _Plain, "fused": _Fused}
-    find = kinds[engine.engine](learner, episodes, method, engine.kernels).estimate
+    choice = explain(learner, method.engine, first_order=method.first_order)
+    size = max(map(len, chunks(learner, episodes, method.batching, choice.engine)))
+    kernels, given = choice.kernels, (learner, episodes, method)
+    case = _Plain(*given) if kernels is None else _Fused(*given, kernels)
     if method.memory is None:
-        return find(size, method.checkpoint_every)
-    least = None
-    for found in _candidates(find, size, engine.engine, episodes.presentations, method):
-        if found.bytes <= method.memory:
-            return found
-        least = found if least is None or found.bytes < least.bytes else least
-    assert least is not None
+        return case.estimate(size, method.checkpoint_every)
+    least = case.estimate(size, None)
+    for way in _ways(case, size, shrink=method.batching == "auto"):
+        if way.bytes <= method.memory:
+            return way
+        least = min(least, way, key=lambda way: way.bytes)
     raise MemoryBudgetError(
-        f"the gradient needs {least.bytes} bytes at least, and memory={method.memory}; {least}. "
-        "Give fewer episodes or batching='loop', shorter streams, truncate=, or a larger budget."
+        f"this gradient needs {least.bytes} bytes at least and memory={method.memory}. {least}. "
+        "Give a larger budget, shorter streams, truncate=, fewer examples at a time, or fewer "
+        "episodes (batching='loop' runs them one by one)."
     )
 
 
-_Find = Callable[[int, int | None], MemoryEstimate]
-"""(episodes at once, checkpoint_every) -> estimate"""
-
-
-def _candidates(
-    find: _Find, size: int, engine: str, presentations: int, method: Unrolled
-) -> Iterator[MemoryEstimate]:
-    """Ways to run, the fastest first. Every checkpoint_every costs one more forward pass, so the
-    one that needs least stands for all; kernels keep few states anyway.
-    """
-    kept = min(presentations, method.truncate or presentations)
+def _ways(case: _Plain | _Fused, size: int, shrink: bool) -> Iterator[MemoryEstimate]:
+    """Ways to run, the fastest first."""
     while True:
-        yield find(size, None)
-        if engine == "plain" and kept > 1:
-            yield min((find(size, k) for k in range(1, kept)), key=lambda e: e.bytes)
-        if size == 1 or method.batching != "auto":
+        yield case.estimate(size, None)
+        if isinstance(case, _Plain) and case.length > 1:  # any costs one more forward pass
+            every = (case.estimate(size, k) for k in range(1, case.length))
+            yield min(every, key=lambda way: way.bytes)
+        if size == 1 or not shrink:
             return
         size = ceil(size / 2)
 
 
-class _Plain:
-    """Estimates of the plain engine."""
+class _Case:
+    """A gradient to be estimated."""
 
-    def __init__(
-        self, learner: Learner, episodes: Episodes, method: Unrolled, kernels: None
-    ) -> None:
-        self._learner, self._episodes, self._method = learner, episodes, method
-        self._measures = {
-            what: _Measure(learner, episodes, method, what)
-            for what in ("stream", "everything", "checkpointed")
-        }
+    def __init__(self, learner: Learner, episodes: Episodes, method: Unrolled) -> None:
+        self.learner, self.episodes = learner, episodes
+        self.total = total = episodes.presentations
+        self.length = min(total, method.truncate or total)
+        """Presentations that the gradient goes back through."""
+        self.method = replace(method, memory=None, truncate=None, engine="plain")
+        self.parameters = [p for p in learner.parameters() if p.requires_grad]
+        self.outer = sum(p.nbytes for p in self.parameters)
+        self._points: dict[tuple[str, int, int], int] = {}
+
+    def at(self, what: What, episodes: int) -> int:
+        """Bytes alive with so many episodes of FIRST presentations."""
+        return self._line(what, episodes, FIRST)
+
+    def each(self, what: What, episodes: int) -> int:
+        """What one more presentation of every episode adds."""
+        return self._line(what, episodes, FIRST + 1) - self._line(what, episodes, FIRST)
+
+    def _line(self, what: What, episodes: int, presentations: int) -> int:
+        one = self._point(what, 1, presentations)
+        two = self._point(what, 2, presentations) if episodes > 1 else one
+        return one + (episodes - 1) * (two - one)
+
+    def _point(self, what: What, episodes: int, presentations: int) -> int:
+        key = (what, episodes, presentations)
+        if key not in self._points:
+            self._points[key] = self._measure(what, _short(self.episodes, episodes, presentations))
+        return self._points[key]
+
+    def _measure(self, what: What, episodes: Episodes) -> int:
+        every = list(range(len(episodes)))
+        with LiveBytes() as live, torch.enable_grad():
+            draws = draw(self.learner, episodes, torch.Generator().manual_seed(0))
+            own, draws = episodes[every], draws[every]
+            if what == "stream":
+                _prepared = Rollout(self.learner, own, draws)
+                return live.now
+            method = replace(self.method, checkpoint_every=1 if what == "steps" else None)
+            loss, _ = method.losses(self.learner, own, draws)
+            gradients(loss.sum(), self.parameters)
+        return live.peak
+
+
+What = Literal["stream", "whole", "steps"]
+"""Measured: the stream as prepared; the peak that keeps everything, or states and one step."""
+
+
+class _Plain(_Case):
+    """By measurement alone."""
 
     def estimate(self, size: int, every: int | None) -> MemoryEstimate:
-        total = self._episodes.presentations
-        kept = min(total, self._method.truncate or total)
-        stream, everything, checkpointed = self._measures.values()
-        shown = stream.each(size)
-        own = everything.each(size) - shown
-        if every is None or every >= kept:
-            base, alive, states = everything.at(size, 0), kept, 0
+        stream = self.each("stream", size)
+        own = self.each("whole", size) - stream
+        if every is None or every >= self.length:
+            alive, states, rest = self.length, 0, self.at("whole", size) - FIRST * (own + stream)
         else:
-            # measured with every=1: one presentation is alive at a time
-            base, alive = checkpointed.at(size, 0) - own, every
-            states = ceil(kept / every) * (checkpointed.each(size) - shown)
+            state = self.each("steps", size) - stream
+            alive, states = every, ceil(self.length / every) * state
+            rest = self.at("steps", size) - FIRST * (state + stream) - own
         parts = {
-            "stream": total * shown,
+            "stream": self.total * stream,
             "presentations": alive * own,
             "states": states,
-            "queries and gradients": base + _outer(self._learner),
+            "queries and gradients": rest + self.outer,
         }
-        return MemoryEstimate("plain", size, every, {k: v for k, v in parts.items() if v})
+        return MemoryEstimate("plain", size, every, parts)
 
 
-class _Fused:
-    """Estimates of the fused engine, from shapes: what its kernels keep, and their scratch."""
+class _Fused(_Case):
+    """By the shapes of what kernels keep, and of their scratch."""
 
     def __init__(
         self, learner: Learner, episodes: Episodes, method: Unrolled, kernels: Stream | Descent
     ) -> None:
-        self._learner, self._episodes, self._method = learner, episodes, method
-        self._kernels, self._steps = kernels, isinstance(kernels, Descent)
-        self._stream = _Measure(learner, episodes, method, "stream")
+        super().__init__(learner, episodes, method)
         assert isinstance(learner.network, LayeredNetwork)
-        self._network = learner.network
+        self._network, self._steps = learner.network, isinstance(kernels, Descent)
         weights = learner.network.weights()
         self._like = next(iter(weights.values()))
         self._sizes = {i: weights[p.layer.names[0]].shape for i, p in kernels.layers.items()}
+        self._synapses = sum(n * d for n, d in self._sizes.values())
+        each = self._synapses * self._like.itemsize
+        self._segment = segment(each) if self._steps else SEGMENT
 
     def estimate(self, size: int, every: int | None) -> MemoryEstimate:
-        total, examples = self._episodes.support_x.shape[1:3]
-        length = min(total, self._method.truncate or total)
-        piece = min(every or length, length)
-        synapses = sum(n * d for n, d in self._sizes.values())
-        segment = min(SEGMENT, max(4, ROOM // (synapses * self._like.itemsize)))
-        segment = segment if self._steps else SEGMENT
-        seen = size * length * examples
-        queries = size * self._episodes.query_x.shape[1]
+        examples, queries = self.episodes.support_x.shape[2], self.episodes.query_x.shape[1]
+        piece = min(every or self.length, self.length)
+        pieces, states = ceil(self.length / piece), ceil(piece / self._segment)
+        cut = piece < self.total and size > 1  # what kernels see is then copied
+        shown = self.length * examples * self._left(copied=cut)
+        asked = queries * sum(layer.units for layer in self._network.layers)
+        weights = pieces * (states + self._steps) + (not self._steps)
         counts = {
-            "activity and teaching": seen * self._each()
-            + 2 * queries * sum(layer.units for layer in self._network.layers),
-            "kept weights": size * synapses * ceil(length / piece) * (ceil(piece / segment) + 1),
-            "gradients": size * synapses + self._backward(size, size * piece * examples),
-            "scratch": self._scratch(size, examples, segment, seen * synapses),
+            "activity and teaching": size * (shown + asked),
+            "weights": size * weights * self._synapses,
+            "gradients": size * self._synapses + self._back(size, size * piece * examples),
+            "scratch": self._scratch(size, piece, examples),
         }
         parts = {name: count * self._like.itemsize for name, count in counts.items()}
-        parts["stream"] = self._stream.at(size, total)
-        parts["gradients"] += _outer(self._learner)
+        ahead = (self.total - FIRST) * self.each("stream", size)
+        parts["stream"] = self.at("stream", size) + ahead
+        parts["gradients"] += self.outer
         return MemoryEstimate("fused", size, every, parts)
 
-    def _each(self) -> int:
+    def _left(self, copied: bool) -> int:
         """Numbers that an example leaves behind: activity, teaching signal and error."""
-        groups = self._learner.credit.groups().values()
-        count = self._network.outputs if self._steps else 0
+        groups = self.learner.credit.groups().values()
+        count = self._network.outputs * (self._steps + copied)
+        count += self._sizes[min(self._sizes)][1] if copied and 0 in self._sizes else 0
         for layer in self._network.layers[: max(self._sizes) + 1]:
-            if layer.index not in self._sizes:
-                count += 2 * layer.units
-                continue
-            n = self._sizes[layer.index][0]
             maps = [g.n_out for g in groups if g.position == layer.index and g.n_in > 1]
-            count += n * (1 + len(layer.transforms)) + (n if self._steps else sum(maps))
+            n = layer.units
+            taught = n if self._steps or layer.index not in self._sizes else sum(maps)
+            count += n * (1 + len(layer.transforms)) + taught
         return count
 
-    def _backward(self, size: int, seen: int) -> int:
-        """Numbers of the way back: of the largest layer, or of all that go together."""
-        trunk = self._network.trunk
+    def _back(self, size: int, seen: int) -> int:
+        """Numbers of the way back: of all layers that go together, or of the largest."""
+        trunk, copies = self._network.trunk, 1 if self._steps else blocks(size) + 1
         learned = trunk is not None and any(p.requires_grad for p in trunk.parameters())
-        own = []
-        for i, (n, d) in self._sizes.items():
-            copies = 1 if self._steps else blocks(size) + 1
-            gx = copies * seen * d if learned or i > 0 else 0
-            if self._steps:
-                gx = gx if i == min(self._sizes) else 0
-                own.append(2 * size * n * d + gx)
-            else:
-                own.append(2 * size * n * d + gx + 2 * seen * n)
-        return sum(own) if self._steps else max(own)
+        of_x = {i: copies * seen * d * (learned or i > 0) for i, (_, d) in self._sizes.items()}
+        if self._steps:
+            return 2 * size * self._synapses + of_x[min(of_x)]
+        return max(2 * n * (size * d + seen) + of_x[i] for i, (n, d) in self._sizes.items())
 
-    def _scratch(self, size: int, examples: int, segment: int, work: int) -> int:
-        """Numbers of the history of a segment, in every thread or program at once."""
+    def _scratch(self, size: int, piece: int, examples: int) -> int:
+        """Numbers of the history of a segment, in all threads or programs that run at once."""
+        rows, segment = list(self._sizes.values()), self._segment
         if not self._steps and self._like.device.type == "cuda":
             from metaplastic.kernels.gpu_rows import PROGRAMS
 
-            return max(min(size * n, PROGRAMS) * segment * d for n, d in self._sizes.values())
-        threads = min(torch.get_num_threads(), size) if work >= ALONE else 1
+            return max(min(size * n, PROGRAMS) * segment * d for n, d in rows)
+        alone = size * piece * examples * self._synapses < ALONE
+        threads = 1 if alone else min(torch.get_num_threads(), size)
         if not self._steps:
-            return threads * 2 * segment * max(d for _, d in self._sizes.values())
-        synapses = sum(n * d for n, d in self._sizes.values())
-        units = sum(n for n, _ in self._sizes.values())
+            return threads * 2 * segment * max(d for _, d in rows)
         again = segment + 1 + (segment if examples > 1 else 1)
-        return threads * (again * synapses + segment * units * (examples + 1))
-
-
-class _Measure:
-    """Bytes alive, as a linear function of episodes and presentations; each point once.
-
-    ``what`` is the stream as it is prepared, or the peak of a gradient that keeps everything or
-    one presentation at a time.
-    """
-
-    def __init__(self, learner: Learner, episodes: Episodes, method: Unrolled, what: str) -> None:
-        self._learner, self._episodes, self._what = learner, episodes, what
-        every = 1 if what == "checkpointed" else None
-        self._method = replace(
-            method, memory=None, truncate=None, checkpoint_every=every, engine="plain"
-        )
-        self._points: dict[tuple[int, int], int] = {}
-
-    def at(self, episodes: int, presentations: int) -> int:
-        """So many at once, each so long."""
-        return self._line(episodes, FIRST) + (presentations - FIRST) * self.each(episodes)
-
-    def each(self, episodes: int) -> int:
-        """What one more presentation of every episode adds."""
-        return self._line(episodes, FIRST + 1) - self._line(episodes, FIRST)
-
-    def _line(self, episodes: int, presentations: int) -> int:
-        one = self._point(1, presentations)
-        if episodes == 1:
-            return one
-        return one + (episodes - 1) * (self._point(2, presentations) - one)
-
-    def _point(self, episodes: int, presentations: int) -> int:
-        key = (episodes, presentations)
-        if key not in self._points:
-            self._points[key] = self._count(_short(self._episodes, *key))
-        return self._points[key]
-
-    def _count(self, episodes: Episodes) -> int:
-        learner, method = self._learner, self._method
-        parameters = [p for p in learner.parameters() if p.requires_grad]
-        with LiveBytes() as live, torch.enable_grad():
-            draws = draw(learner, episodes, torch.Generator().manual_seed(0))
-            every = list(range(len(episodes)))
-            own, draws = episodes[every], draws[every]
-            if self._what == "stream":
-                rollout = Rollout(learner, own, draws, engine="plain")
-                size = live.now
-                del rollout
-                return size
-            loss, _ = method.losses(learner, own, draws)
-            gradients(loss.sum(), parameters)
-        return live.peak
+        return threads * (again * self._synapses + segment * sum(n for n, _ in rows) * examples)
 
 
 def _short(episodes: Episodes, count: int, presentations: int) -> Episodes:
@@ -278,8 +247,3 @@ def _short(episodes: Episodes, count: int, presentations: int) -> Episodes:
     names = ("support_x", "support_y", "support_task", "support_weight")
     stream = {name: getattr(some, name) for name in names}
     return replace(some, **{n: t[:, shown] for n, t in stream.items() if t is not None})
-
-
-def _outer(learner: Learner) -> int:
-    """The sum of the gradients so far."""
-    return sum(p.nbytes for p in learner.parameters() if p.requires_grad)

@@ -14,7 +14,8 @@ def test_the_examples(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     for _, code in page_examples("kernels.md"):
         exec(compile(code, "docs/kernels.md", "exec"), names)
-    said = capsys.readouterr().out.strip()
+    said, estimate = capsys.readouterr().out.strip().splitlines()
+    assert " MB (fused" in estimate
     assert said == "fused: every neuron goes through the whole stream by itself."
     shown = next(code for _, code in page_examples("kernels.md") if "explain" in code)
     assert f"# {said}" in shown

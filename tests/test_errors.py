@@ -287,6 +287,7 @@ INSTANCES: dict[str, Any] = {
 BUILTIN = {
     "ConfigurationError": ValueError,
     "ShapeError": ValueError,
+    "MemoryBudgetError": MemoryError,
     "DataError": ValueError,
     "LabelError": DataError,
     "MissingDataError": FileNotFoundError,

@@ -70,7 +70,7 @@ class Descent:
             descends=isinstance(credit, Backprop),
             clamped=not isinstance(credit, DirectFeedback) or credit.output == "clamp",
             classes=isinstance(learner.objective, CrossEntropy),
-            segment=min(SEGMENT, max(4, ROOM // bytes_each)),
+            segment=segment(bytes_each),
         )
         found = steps.scan(chain, given, x, shown["target"], self._scale(weight, x))
         after = {p.layer.names[0]: w for p, w in zip(self.layers.values(), found, strict=True)}
@@ -87,6 +87,11 @@ class Descent:
         if weight is not None:
             return vmap(vmap(one))(weight)
         return one(x.new_ones(x.shape[2], 1)).expand(1, x.shape[1])
+
+
+def segment(bytes_each: int) -> int:
+    """Presentations between weights that are kept, where those of one take so many bytes."""
+    return min(SEGMENT, max(4, ROOM // bytes_each))
 
 
 def descent_of(learner: Learner) -> Descent | str:

@@ -554,6 +554,11 @@ def _backward_rows(
 @compiled
 def _forwards(code, w, bias, x, post, y):
     """Fills post (B, n) from x (B, d)."""
+    if x.shape[0] == 1:
+        shown, seen = x[0], post[0]
+        for i in range(w.shape[0]):
+            seen[i] = activity(code.activation, dot(w[i], shown) + bias[i])
+        return
     for i in range(w.shape[0]):
         dots(w[i], x, y)
         for b in range(x.shape[0]):
@@ -655,27 +660,34 @@ def _turned(rows, columns):
 @compiled
 def _learns(code, multiplier, w, p, mix, share, x, post, teaching, y, a, wanted):
     """Moves w (n, d)."""
+    if x.shape[0] == 1:
+        shown, seen = x[0], post[0]
+        for i in range(w.shape[0]):
+            a_i, c = signal_one(code, seen[i], teaching[i, 0], share[0], mix[i], multiplier)
+            learn_one(w[i], p[i], shown, a_i, c)
+        return
     for i in range(w.shape[0]):
         for b in range(x.shape[0]):
             y[b] = post[b, i]
         c = signal(code, y, teaching[i], share, mix[i], multiplier, a)
-        if x.shape[0] == 1:
-            learn_one(w[i], p[i], x[0], a[0], c)
-        else:
-            learn(w[i], p[i], x, a, c, wanted)
+        learn(w[i], p[i], x, a, c, wanted)
 
 
 @compiled
 def _relearns(code, multiplier, w, after, p, mix, share, x, post, teaching, y, a, c, wanted):
     """Fills ``after`` (n, d), a (n, B), c (n,) and, for more than one example, wanted (n, d)."""
+    if x.shape[0] == 1:
+        shown, seen = x[0], post[0]
+        for i in range(w.shape[0]):
+            a_i, c_i = signal_one(code, seen[i], teaching[i, 0], share[0], mix[i], multiplier)
+            a[i, 0], c[i] = a_i, c_i
+            relearn_one(w[i], after[i], p[i], shown, a_i, c_i)
+        return
     for i in range(w.shape[0]):
         for b in range(x.shape[0]):
             y[b] = post[b, i]
         c[i] = signal(code, y, teaching[i], share, mix[i], multiplier, a[i])
-        if x.shape[0] == 1:
-            relearn_one(w[i], after[i], p[i], x[0], a[i, 0], c[i])
-        else:
-            relearn(w[i], after[i], p[i], x, a[i], c[i], wanted[i])
+        relearn(w[i], after[i], p[i], x, a[i], c[i], wanted[i])
 
 
 @compiled
@@ -684,13 +696,21 @@ def _asks(
     gp, g_teaching, gy, gu, g_mix, y, ga, moved,
 ):  # fmt: skip
     """Fills g_teaching and gu (n, B), adds to gy (n, B), gp (n, d) and g_mix (n,)."""
+    if x.shape[0] == 1:
+        shown, seen = x[0], post[0]
+        for i in range(w.shape[0]):
+            g_a, gc = ask_one(gw[i], p[i], shown, w[i])
+            g_t, g_y, g_u, g_m = signal_adjoint_one(
+                code, seen[i], teaching[i, 0], share[0], mix[i], multiplier, g_a, gc
+            )
+            g_teaching[i, 0], gu[i, 0] = g_t, g_u
+            gy[i, 0] += g_y
+            g_mix[i] += g_m
+        return
     for i in range(w.shape[0]):
         for b in range(x.shape[0]):
             y[b] = post[b, i]
-        if x.shape[0] == 1:
-            ga[0], gc = ask_one(gw[i], p[i], x[0], w[i])
-        else:
-            gc = ask(gw[i], p[i], x, w[i], wanted[i], gp[i], moved, ga)
+        gc = ask(gw[i], p[i], x, w[i], wanted[i], gp[i], moved, ga)
         g_mix[i] += signal_adjoint(
             code, y, teaching[i], share, mix[i], multiplier,
             ga, gc, g_teaching[i], gy[i], gu[i],

@@ -41,7 +41,7 @@ class _Plans:
         from metaplastic.memory import memory_estimate
 
         shapes = [t if t is None else (t.shape, t.dtype) for t in vars(episodes).values()]
-        key = shapes, [(p.shape, p.dtype, p.device) for p in learner.parameters()]
+        key = shapes, [(p.shape, p.dtype, p.device, p.requires_grad) for p in learner.parameters()]
         if self._of is None or self._of[0]() is not learner or self._of[1] != key:
             self._of = weakref.ref(learner), key, memory_estimate(learner, episodes, method)
         return self._of[2]
