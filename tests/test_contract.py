@@ -27,6 +27,7 @@ from metaplastic import (
     DifferentiablePlasticity,
     DirectFeedback,
     DirectRandomTarget,
+    Distributed,
     Eligibility,
     EquilibriumControl,
     EquilibriumNetwork,
@@ -476,4 +477,5 @@ def concrete(module: object, base: type) -> set[type]:
 def test_no_method_is_missing_from_the_table(module: object, base: type, table: list) -> None:
     exported = concrete(module, base)
     assert exported != set()
-    assert exported <= {type(made) for made in table}
+    in_processes = {Distributed}  # any method's, in several of them: tests/test_distributed.py
+    assert exported - in_processes <= {type(made) for made in table}

@@ -31,13 +31,13 @@ from numba.extending import intrinsic
 
 from metaplastic.kernels.neuron import DELTA, OJA, RELU, SIGMOID, TANH
 
-# Sums may be taken in another order, as in any matrix product; NaN and infinity keep their meaning.
-compiled = njit(
-    cache=True,
-    nogil=True,
-    error_model="numpy",
-    fastmath={"reassoc", "nsz", "arcp", "contract", "afn"},
-)
+# Arrays that lie close together go through a loop one number at a time, others in vectors. So that
+# results do not depend on where the memory is, what writes is rounded in the order of the source;
+# what only sums may be summed in any order, which is then that of vectors always. NaN and infinity
+# keep their meaning.
+EXACT = {"nsz", "arcp", "contract", "afn"}
+compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath=EXACT)
+summing = njit(cache=True, nogil=True, error_model="numpy", fastmath={*EXACT, "reassoc"})
 
 
 def _borrowed(typing: Any, array: Any) -> Any:
@@ -143,6 +143,43 @@ def _energy_adjoint(code, energy, factor, g_factor, gc):
     return g_energy
 
 
+@summing
+def _energy(y, teaching, share, mix):
+    """<z^2>"""
+    energy = y.dtype.type(0)
+    for b in range(y.shape[0]):
+        z = blend(y[b], teaching[b], mix)
+        energy += share[b] * z * z
+    return energy
+
+
+@summing
+def _factor_adjoint(y, teaching, share, mix, ga):
+    """Of the gradient of the factor, what comes through a."""
+    g_factor = y.dtype.type(0)
+    for b in range(y.shape[0]):
+        g_factor += ga[b] * share[b] * blend(y[b], teaching[b], mix)
+    return g_factor
+
+
+@summing
+def _mix_adjoint(y, teaching, gz):
+    """From the gradient of z."""
+    g_mix = y.dtype.type(0)
+    for b in range(y.shape[0]):
+        g_mix += gz[b] * (teaching[b] - y[b])
+    return g_mix
+
+
+@summing
+def _sum(values):
+    """Of all of them."""
+    total = values.dtype.type(0)
+    for k in range(values.shape[0]):
+        total += values[k]
+    return total
+
+
 @compiled
 def signal(code, y, teaching, share, mix, multiplier, a):
     """Fills a (B,) from activity, teaching signal and share (B,) each; returns c."""
@@ -151,14 +188,10 @@ def signal(code, y, teaching, share, mix, multiplier, a):
         for b in range(y.shape[0]):
             a[b] = share[b] * _delta(code, y[b], teaching[b])
         return zero
-    energy = zero
-    for b in range(y.shape[0]):
-        z = blend(y[b], teaching[b], mix)
-        a[b] = z
-        energy += share[b] * z * z
+    energy = _energy(y, teaching, share, mix)
     factor = _factor(code, multiplier, energy)
     for b in range(y.shape[0]):
-        a[b] *= share[b] * factor
+        a[b] = blend(y[b], teaching[b], mix) * (share[b] * factor)
     return energy * factor if code.family == OJA else zero
 
 
@@ -185,20 +218,17 @@ def signal_adjoint(code, y, teaching, share, mix, multiplier, ga, gc, g_teaching
             g_teaching[b], g_y, gu[b] = _delta_adjoint(code, y[b], teaching[b], ga[b] * share[b])
             gy[b] += g_y
         return zero
-    energy, g_factor = zero, zero
-    for b in range(y.shape[0]):
-        z = blend(y[b], teaching[b], mix)
-        energy += share[b] * z * z
-        g_factor += ga[b] * share[b] * z
+    energy = _energy(y, teaching, share, mix)
     factor = _factor(code, multiplier, energy)
+    g_factor = _factor_adjoint(y, teaching, share, mix, ga)
     g_energy = _energy_adjoint(code, energy, factor, g_factor, gc)
-    g_mix = zero
     for b in range(y.shape[0]):
         z = blend(y[b], teaching[b], mix)
-        gz = share[b] * (ga[b] * factor + (g_energy + g_energy) * z)
-        g_teaching[b] = mix * gz
-        gy[b] += (one - mix) * gz
-        g_mix += gz * (teaching[b] - y[b])
+        gu[b] = share[b] * (ga[b] * factor + (g_energy + g_energy) * z)
+    g_mix = _mix_adjoint(y, teaching, gu)
+    for b in range(y.shape[0]):
+        g_teaching[b] = mix * gu[b]
+        gy[b] += (one - mix) * gu[b]
         gu[b] = zero
     return g_mix
 
@@ -221,7 +251,7 @@ def signal_adjoint_one(code, y, teaching, share, mix, multiplier, ga, gc):
 # --- synapses: functions of one row, w, p and their gradients (d,), x and its gradient (B, d) ---
 
 
-@compiled
+@summing
 def dot(w, x):
     """W . x of (d,) each."""
     total = w.dtype.type(0)
@@ -230,7 +260,7 @@ def dot(w, x):
     return total
 
 
-@compiled
+@summing
 def dots(w, x, found):
     """Fills found (B,) with w . x_b; four at a time, which share what is read of w."""
     whole = x.shape[0] - x.shape[0] % 4
@@ -256,7 +286,7 @@ def gather(total, a, x):
         x0, x1, x2, x3 = x[b], x[b + 1], x[b + 2], x[b + 3]
         a0, a1, a2, a3 = a[b], a[b + 1], a[b + 2], a[b + 3]
         for j in range(total.shape[0]):
-            total[j] += (a0 * x0[j] + a1 * x1[j]) + (a2 * x2[j] + a3 * x3[j])
+            total[j] = total[j] + a0 * x0[j] + a1 * x1[j] + a2 * x2[j] + a3 * x3[j]
     for b in range(whole, x.shape[0]):
         own, shown = a[b], x[b]
         for j in range(total.shape[0]):
@@ -324,18 +354,15 @@ def ask(gw, p, x, w, wanted, gp, moved, ga):
     """From the gradient gw of the moved w: adds that of p, fills that of a (B,) and moved (d,) with
     gw o p, returns that of c.
     """
-    gc = w.dtype.type(0)
     for j in range(w.shape[0]):
-        m = gw[j] * p[j]
-        moved[j] = m
-        gc -= m * w[j]
+        moved[j] = gw[j] * p[j]
     for j in range(w.shape[0]):
         gp[j] += gw[j] * wanted[j]
     dots(moved, x, ga)
-    return gc
+    return -dot(moved, w)
 
 
-@compiled
+@summing
 def ask_one(gw, p, x, w):
     """The gradients of a and c of one example."""
     ga, gc = w.dtype.type(0), w.dtype.type(0)
@@ -541,8 +568,8 @@ def _backward_rows(
                     )
                     for b in range(examples):
                         gu[b] += gy[b] * slope(code.activation, y[b])
-                        gb += gu[b]
                         g_taught_e[t, b, i] = g_taught[b]
+                    gb += _sum(gu)
                     tell(gw_i, x_t, w, a[q], decay[q], gu, moved, gx_e[t], with_x)
                 g_mix[e, i] += gm
                 g_bias[e, i] += gb
@@ -573,12 +600,21 @@ def _error(classes, scale, output, target, error):
             for k in range(output.shape[1]):
                 error[b, k] = scale * (target[b, k] - output[b, k])
             continue
-        top, total = output[b].max(), output.dtype.type(0)
+        top = output[b].max()
         for k in range(output.shape[1]):
             error[b, k] = np.exp(output[b, k] - top)
-            total += error[b, k]
+        total = _sum(error[b])
         for k in range(output.shape[1]):
             error[b, k] = scale * (target[b, k] - error[b, k] / total)
+
+
+@summing
+def _mean(scale, error, target, g_error):
+    """Of the gradient, by the shares of the softmax."""
+    mean = error.dtype.type(0)
+    for k in range(error.shape[0]):
+        mean += (target[k] - error[k] / scale) * g_error[k]
+    return mean
 
 
 @compiled
@@ -589,9 +625,7 @@ def _error_adjoint(classes, scale, error, target, g_error, g_post):
             for k in range(error.shape[1]):
                 g_post[k, b] -= scale * g_error[b, k]
             continue
-        mean = error.dtype.type(0)
-        for k in range(error.shape[1]):
-            mean += (target[b, k] - error[b, k] / scale) * g_error[b, k]
+        mean = _mean(scale, error[b], target[b], g_error[b])
         for k in range(error.shape[1]):
             share = target[b, k] - error[b, k] / scale
             g_post[k, b] -= scale * share * (g_error[b, k] - mean)
@@ -724,7 +758,7 @@ def _tells(code, gw, p, w, x, post, a, c, gy, gu, gp, g_bias, gx, with_x, moved)
     for i in range(w.shape[0]):
         for b in range(x.shape[0]):
             gu[i, b] += gy[i, b] * slope(code.activation, post[b, i])
-            g_bias[i] += gu[i, b]
+        g_bias[i] += _sum(gu[i])
         if x.shape[0] > 1:
             for j in range(w.shape[1]):
                 moved[j] = gw[i, j] * p[i, j]
