@@ -34,6 +34,7 @@ from metaplastic import (
 from metaplastic.errors import CompatibilityError, KernelsWarning
 from metaplastic.inner_loop import Rollout, draw
 from metaplastic.kernels import dispatch, explain, rows, stream
+from metaplastic.signals import Kind
 from tests.helpers import (
     assert_close,
     classification,
@@ -166,6 +167,25 @@ def test_what_stands_between_the_layers() -> None:
     rules = {"name:layer0_*": None, "name:layer2_*": None, "role:weight": Oja(0.1, 0.8)}
     made = shake(Learner(network, DirectFeedback("target"), rules), plasticity=0.2)
     assert_same(made, classification(2, 6, 2, (1, 4, 4), WAYS))
+
+
+@pytest.mark.parametrize("signal", ["error", "target"])
+def test_the_same_bits_wherever_the_memory_is(signal: Kind) -> None:
+    """Small arrays close to each other go another way through compiled loops than far ones."""
+    chain = mlp(4, 32, 32, 1).float()
+    made = Learner(
+        LayeredNetwork(chain),
+        DirectFeedback(signal),
+        {"role:weight": Oja(0.1, 0.9)},
+        SquaredError(),
+    )
+    shown = regression(3, 6, 8, 4, 1).to(torch.device("cpu"), torch.float32)
+    sizes = torch.randint(1, 5000, (100,), generator=seeded()).tolist()
+    first = gradients(made, shown, FUSED)
+    for i in range(50):
+        between = [torch.empty(size) for size in sizes[: i % 30]]
+        for name, value in gradients(made, shown, FUSED).items():
+            assert torch.equal(value, first[name]), (name, len(between))
 
 
 def test_only_the_shown_classes_of_a_wide_head_go_through_the_stream(
