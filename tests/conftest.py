@@ -1,4 +1,4 @@
-"""Settings of every test: one thread, and the reason where a test cannot run."""
+"""Settings of every test: one thread, the same chance, and the reason where it cannot run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Modules draw their first weights from the global generator: the same ones, in any order of
+    tests.
+    """
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

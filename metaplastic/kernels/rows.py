@@ -67,6 +67,7 @@ class _Scan(torch.autograd.Function):
     def forward(ctx: Any, how: Scan, *given: Tensor) -> tuple[Tensor, Tensor]:
         weight, plasticity, mix, bias, x, teaching, share = given
         ctx.how, ctx.with_x = how, ctx.needs_input_grad[5]
+        ctx.set_materialize_grads(False)  # what nobody asks for is None, and costs nothing
         ctx.sizes = [len(weight), len(plasticity), len(mix), len(bias)]
         keep = any(ctx.needs_input_grad)
         final, post, kept = _backend(x).forward(

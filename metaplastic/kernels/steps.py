@@ -90,6 +90,7 @@ class _Steps(torch.autograd.Function):
         from metaplastic.kernels import cpu
 
         keep = any(ctx.needs_input_grad)
+        ctx.set_materialize_grads(False)  # what nobody asks for is None, and costs nothing
         passed = cpu.forward_steps(chain, _layers(flat), x, target, scale, chain.segment, keep)
         if keep:
             ctx.chain, ctx.count = chain, len(chain.neurons)

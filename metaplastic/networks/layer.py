@@ -74,10 +74,14 @@ class Layer:
 
     def onward(self, post: Tensor) -> Tensor:
         """Activity (N, n_out) -> what the next layer's synapses see, (B, *)."""
-        x = self.to_units(post)
+        return self.path(post)[-1]
+
+    def path(self, post: Tensor) -> tuple[Tensor, ...]:
+        """Activity (N, n_out) in the unit view, (B, *), and what it is after each transform."""
+        found = [self.to_units(post)]
         for step in self.transforms:
-            x = step(x)
-        return x
+            found.append(step(found[-1]))
+        return tuple(found)
 
     def unfold(self, x: Tensor) -> Tensor:
         """Unit view of the input (B, *) -> synapse view (N, n_in)."""

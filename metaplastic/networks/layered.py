@@ -257,10 +257,7 @@ def _through(layer: Layer, x: Tensor, weights: dict[str, Tensor]) -> LayerActivi
     pre = layer.unfold(x)
     potential = layer.potential(pre, weights)
     post = layer.activation(potential)
-    path = [layer.to_units(post)]
-    for step in layer.transforms:
-        path.append(step(path[-1]))
-    return LayerActivity(pre, potential, post, tuple(path))
+    return LayerActivity(pre, potential, post, layer.path(post))
 
 
 def _opened(layers: nn.Sequential) -> Iterator[nn.Module]:

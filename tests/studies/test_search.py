@@ -63,7 +63,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen, seconds: float = 90) -> Any:
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen, seconds: float = 300) -> Any:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()
@@ -78,7 +78,7 @@ def kill_twice(place: str, out: Path) -> None:
     """Two workers, of which one is killed in the middle of a trial, and later one again."""
     total = 6
     command = [
-        sys.executable, "-m", "studies", *SMALL, "--learner", "flp", "--steps", "40",
+        sys.executable, "-m", "studies", *SMALL, "--learner", "flp", "--steps", "160",
         "--trials", total, "--workers", 2, "--storage", place, "--out", out,
     ]  # fmt: skip
     log = out.with_suffix(".log")
@@ -108,7 +108,7 @@ def kill_twice(place: str, out: Path) -> None:
             os.kill(worker, signal.SIGKILL)
             victims[number] = worker
             wait_for(lambda gone=worker: gone not in workers_of(process), process)
-        assert process.wait(timeout=120) == 0, log.read_text()
+        assert process.wait(timeout=300) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
