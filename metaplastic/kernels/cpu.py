@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from metaplastic.kernels import cpu_loops
 from metaplastic.kernels.neuron import Neuron
@@ -14,6 +16,8 @@ from metaplastic.kernels.rows import blocks, parts
 from metaplastic.kernels.steps import Chain, Passed, Synapses
 
 LOOPS: Any = cpu_loops  # whose arguments come in sequences
+LINE = 16
+"""Numbers in a line of the cache, or two: what rows begin with one are read in whole vectors."""
 
 
 def forward(
@@ -105,15 +109,20 @@ def forward_steps(
     segment: int,
     keep: bool,
 ) -> Passed:
-    """The whole stream presentation by presentation, see ``steps.scan``; scale (E or 1, T)."""
+    """The whole stream presentation by presentation, see ``steps.scan``; scale (E or 1, T).
+    Activity and kept weights come in rows of whole lines, with zeros at their ends.
+    """
     episodes, presentations, examples, _ = x.shape
     lead = (episodes, presentations)
     pieces = -(-presentations // segment) if keep else 0
+    widths = [layer.weight.shape[2] for layer in layers]
+    layers, x = _lines(layers), _line(x)
     sizes = [layer.weight.shape[1:] for layer in layers]
+    seen = [*(d for _, d in sizes[1:]), sizes[-1][0]]
     passed = Passed(
         final=[x.new_empty(episodes, n, d) for n, d in sizes],
         kept=[x.new_empty(episodes, pieces, n, d) for n, d in sizes],
-        post=[x.new_empty(*lead, examples, n) for n, _ in sizes],
+        post=[x.new_zeros(*lead, examples, n) for n in seen],
         teaching=[x.new_empty(*lead, n, examples) for n, _ in sizes],
         error=x.new_empty(*lead, examples, sizes[-1][0]),
     )
@@ -125,8 +134,9 @@ def forward_steps(
         room = [
             _tuple(x.new_empty(n, examples) for n, _ in sizes),
             _tuple(x.new_empty(examples, d) for _, d in sizes),
-            *_arrays(x.new_empty(examples), x.new_empty(examples)),
-            _tuple(x.new_empty(d) for _, d in sizes),
+            *_arrays(x.new_empty(examples)),
+            _tuple(x.new_empty(n) for n, _ in sizes),
+            _tuple(x.new_empty(n, d) if examples > 1 else x.new_empty(1, d) for n, d in sizes),
         ]
         for e in range(first, last):
             LOOPS.forward_steps(
@@ -135,7 +145,8 @@ def forward_steps(
             )  # fmt: skip
 
     parts(episodes, _work(x, sizes), task)
-    return passed
+    own = [final[..., :d] for final, d in zip(passed.final, widths, strict=True)]
+    return replace(passed, final=own)
 
 
 def backward_steps(
@@ -151,17 +162,19 @@ def backward_steps(
 ) -> tuple[list[Synapses], Tensor | None]:
     """The gradients of what the layers were given, each episode's own, and of x where asked."""
     episodes, _, examples, _ = x.shape
+    widths = [layer.weight.shape[2] for layer in layers]
+    layers, x = _lines(layers), _line(x)
     sizes = [layer.weight.shape[1:] for layer in layers]
     found = [
         Synapses(
-            g.clone(),
-            torch.zeros_like(g),
+            _line(g, copy=True),
+            x.new_zeros(episodes, n, d),
             x.new_zeros(episodes, n),
             x.new_zeros(episodes, n),
             torch.zeros_like(layer.share),
             x.new_zeros(episodes, *layer.feedback.shape[1:]),
         )
-        for g, layer, (n, _) in zip(g_final, layers, sizes, strict=True)
+        for g, layer, (n, d) in zip(g_final, layers, sizes, strict=True)
     ]
     gx = torch.zeros_like(x) if with_x else x.new_zeros(1, 1, 1, 1)
     told = _told(chain, layers)
@@ -179,19 +192,16 @@ def backward_steps(
                 "nb": [(n, examples) for n, _ in sizes],
                 "bd": [(examples, d) for _, d in sizes],
                 "n": [(n,) for n, _ in sizes],
-                "d": [(d,) for _, d in sizes],
             }
-            return _tuple(x.new_empty(*lead, *own) for own in shapes[shape])
+            return _tuple(x.new_zeros(*lead, *own) for own in shapes[shape])
 
         room = [
             by_layer(segment + 1, shape="nd"),
             by_layer(segment if examples > 1 else 1, shape="nd"),
             by_layer(segment, shape="nb"),
             by_layer(segment, shape="n"),
-            *(by_layer(shape=s) for s in ("nb", "nb", "nb", "bd", "bd", "nb")),
-            *_arrays(x.new_empty(examples, target.shape[-1])),
-            *_arrays(x.new_empty(examples), x.new_empty(examples)),
-            by_layer(shape="d"),
+            *(by_layer(shape=s) for s in ("nb", "nb", "nb", "nb", "nb", "bd", "bd", "nd")),
+            *_arrays(x.new_empty(examples, target.shape[-1]), x.new_empty(examples)),
         ]
         for e in range(first, last):
             LOOPS.backward_steps(
@@ -200,7 +210,26 @@ def backward_steps(
             )  # fmt: skip
 
     parts(episodes, _work(x, sizes), task)
-    return found, gx if with_x else None
+    own = [
+        g._replace(weight=g.weight[..., :d], plasticity=g.plasticity[..., :d])
+        for g, d in zip(found, widths, strict=True)
+    ]
+    return own, gx[..., : widths[0]] if with_x else None
+
+
+def _line(tensor: Tensor, copy: bool = False) -> Tensor:
+    """Rows in whole lines, with zeros at their ends; a copy where asked."""
+    missing = -tensor.shape[-1] % LINE
+    if missing:
+        return functional.pad(tensor, (0, missing))
+    return tensor.clone() if copy else tensor
+
+
+def _lines(layers: Iterable[Synapses]) -> list[Synapses]:
+    return [
+        layer._replace(weight=_line(layer.weight), plasticity=_line(layer.plasticity))
+        for layer in layers
+    ]
 
 
 def _told(chain: Chain, layers: Sequence[Synapses]) -> list[Any]:

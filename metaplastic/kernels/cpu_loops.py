@@ -405,6 +405,96 @@ def tell_one_below(gw, p, x, w, a, c, gu, gp):
         gw[j] = g_w + gu * x_j - c * (g_w * p[j])
 
 
+# --- all synapses of a layer: w, p and their gradients (n, d), rows in pairs, which share what is
+# read of x ---
+
+
+@summing
+def _dots_two(w, v, x, found, other):
+    """Dots with both."""
+    whole = x.shape[0] - x.shape[0] % 4
+    for b in range(0, whole, 4):
+        x0, x1, x2, x3 = x[b], x[b + 1], x[b + 2], x[b + 3]
+        zero = w.dtype.type(0)
+        s0, s1, s2, s3 = zero, zero, zero, zero
+        r0, r1, r2, r3 = zero, zero, zero, zero
+        for j in range(w.shape[0]):
+            s0 += w[j] * x0[j]
+            s1 += w[j] * x1[j]
+            s2 += w[j] * x2[j]
+            s3 += w[j] * x3[j]
+            r0 += v[j] * x0[j]
+            r1 += v[j] * x1[j]
+            r2 += v[j] * x2[j]
+            r3 += v[j] * x3[j]
+        found[b], found[b + 1], found[b + 2], found[b + 3] = s0, s1, s2, s3
+        other[b], other[b + 1], other[b + 2], other[b + 3] = r0, r1, r2, r3
+    for b in range(whole, x.shape[0]):
+        found[b], other[b] = dot(w, x[b]), dot(v, x[b])
+
+
+@compiled
+def _gather_two(total, a, other, c, x):
+    """Gathers both."""
+    whole = x.shape[0] - x.shape[0] % 4
+    for b in range(0, whole, 4):
+        x0, x1, x2, x3 = x[b], x[b + 1], x[b + 2], x[b + 3]
+        a0, a1, a2, a3 = a[b], a[b + 1], a[b + 2], a[b + 3]
+        c0, c1, c2, c3 = c[b], c[b + 1], c[b + 2], c[b + 3]
+        for j in range(total.shape[0]):
+            total[j] = total[j] + a0 * x0[j] + a1 * x1[j] + a2 * x2[j] + a3 * x3[j]
+            other[j] = other[j] + c0 * x0[j] + c1 * x1[j] + c2 * x2[j] + c3 * x3[j]
+    for b in range(whole, x.shape[0]):
+        own, its, shown = a[b], c[b], x[b]
+        for j in range(total.shape[0]):
+            total[j] += own * shown[j]
+            other[j] += its * shown[j]
+
+
+@compiled
+def products(w, x, found):
+    """Fills found (n, B) with w_i . x_b."""
+    whole = w.shape[0] - w.shape[0] % 2
+    for i in range(0, whole, 2):
+        _dots_two(w[i], w[i + 1], x, found[i], found[i + 1])
+    if whole < w.shape[0]:
+        dots(w[whole], x, found[whole])
+
+
+@compiled
+def collect(total, a, x):
+    """Adds sum_b a_ib x_b to every row i of total (n, d)."""
+    whole = total.shape[0] - total.shape[0] % 2
+    for i in range(0, whole, 2):
+        _gather_two(total[i], a[i], total[i + 1], a[i + 1], x)
+    if whole < total.shape[0]:
+        gather(total[whole], a[whole], x)
+
+
+@compiled
+def scatter(x, a, w):
+    """Adds sum_i a_ib w_i to every x_b of x (B, d)."""
+    whole = w.shape[0] - w.shape[0] % 2
+    for i in range(0, whole, 2):
+        spread_two(x, a[i], w[i], a[i + 1], w[i + 1])
+    if whole < w.shape[0]:
+        spread(x, a[whole], w[whole])
+
+
+@compiled
+def scatter_two(x, a, w, c, v):
+    """Adds sum_i a_ib w_i + c_ib v_i to every x_b."""
+    whole = w.shape[0] - w.shape[0] % 2
+    for i in range(0, whole, 2):
+        w0, w1, v0, v1 = w[i], w[i + 1], v[i], v[i + 1]
+        for b in range(x.shape[0]):
+            a0, a1, c0, c1, shown = a[i, b], a[i + 1, b], c[i, b], c[i + 1, b], x[b]
+            for j in range(w.shape[1]):
+                shown[j] = shown[j] + a0 * w0[j] + c0 * v0[j] + a1 * w1[j] + c1 * v1[j]
+    if whole < w.shape[0]:
+        spread_two(x, a[whole], w[whole], c[whole], v[whole])
+
+
 # --- neuron by neuron ---
 
 
@@ -579,17 +669,17 @@ def _backward_rows(
 
 
 @compiled
-def _forwards(code, w, bias, x, post, y):
-    """Fills post (B, n) from x (B, d)."""
+def _forwards(code, w, bias, x, post, room):
+    """Fills post (B, n) from x (B, d); room (n, B)."""
     if x.shape[0] == 1:
         shown, seen = x[0], post[0]
         for i in range(w.shape[0]):
             seen[i] = activity(code.activation, dot(w[i], shown) + bias[i])
         return
-    for i in range(w.shape[0]):
-        dots(w[i], x, y)
-        for b in range(x.shape[0]):
-            post[b, i] = activity(code.activation, y[b] + bias[i])
+    products(w, x, room)
+    for b in range(x.shape[0]):
+        for i in range(w.shape[0]):
+            post[b, i] = activity(code.activation, room[i, b] + bias[i])
 
 
 @compiled
@@ -634,16 +724,14 @@ def _error_adjoint(classes, scale, error, target, g_error, g_post):
 @compiled
 def _taught(feedback, error, teaching):
     """Fills teaching (n, B) with what feedback (n, K) makes of the error (B, K)."""
-    for i in range(teaching.shape[0]):
-        dots(feedback[i], error, teaching[i])
+    products(feedback, error, teaching)
 
 
 @compiled
 def _taught_adjoint(feedback, error, g_teaching, g_feedback, g_error):
     """The adjoint of it: adds to g_feedback (n, K) and g_error (B, K)."""
-    for i in range(g_teaching.shape[0]):
-        gather(g_feedback[i], g_teaching[i], error)
-        spread(g_error, g_teaching[i], feedback[i])
+    collect(g_feedback, g_teaching, error)
+    scatter(g_error, g_teaching, feedback)
 
 
 @compiled
@@ -653,7 +741,7 @@ def _sent_down(code, w, post, teaching, sent, below, room):
     for i in range(w.shape[0]):
         for b in range(post.shape[0]):
             sent[i, b] = teaching[i, b] * slope(code.activation, post[b, i])
-        spread(room, sent[i], w[i])
+    scatter(room, sent, w)
     for j in range(below.shape[0]):
         for b in range(post.shape[0]):
             below[j, b] = room[b, j]
@@ -662,49 +750,53 @@ def _sent_down(code, w, post, teaching, sent, below, room):
 @compiled
 def _sent_down_adjoint(code, w, post, teaching, g_below, g_teaching, gu, room, sent, g_sent):
     """From the gradient of the teaching signal below, (d, B), turned round into room (B, d): adds
-    those of teaching signal and potential, (n, B) each; fills sent as ``_sent_down`` does."""
+    those of teaching signal and potential, (n, B) each; fills sent as ``_sent_down`` does, and
+    g_sent."""
     for j in range(g_below.shape[0]):
         for b in range(post.shape[0]):
             room[b, j] = g_below[j, b]
+    products(w, room, g_sent)
     for i in range(w.shape[0]):
-        dots(w[i], room, g_sent)
         for b in range(post.shape[0]):
             y = post[b, i]
             sent[i, b] = teaching[i, b] * slope(code.activation, y)
-            g_teaching[i, b] += g_sent[b] * slope(code.activation, y)
-            gu[i, b] += g_sent[b] * teaching[i, b] * bend(code.activation, y)
-
-
-@compiled
-def _carried_adjoint(sent, g_below, gw):
-    """Adds to gw (n, d) what the errors (n, B) that went through the weights make of them, from the
-    gradient (B, d) of what came out."""
-    for i in range(gw.shape[0]):
-        gather(gw[i], sent[i], g_below)
+            g_teaching[i, b] += g_sent[i, b] * slope(code.activation, y)
+            gu[i, b] += g_sent[i, b] * teaching[i, b] * bend(code.activation, y)
 
 
 @compiled
 def _turned(rows, columns):
     """Adds (B, d) to (d, B)."""
     for b in range(rows.shape[0]):
-        for j in range(rows.shape[1]):
+        for j in range(columns.shape[0]):
             columns[j, b] += rows[b, j]
 
 
 @compiled
-def _learns(code, multiplier, w, p, mix, share, x, post, teaching, y, a, wanted):
-    """Moves w (n, d)."""
+def _wants(code, multiplier, w, mix, share, x, post, teaching, y, a, c, wanted):
+    """Fills a (n, B), c (n,) and wanted (n, d) with sum_b a_b x_b - c w of every row."""
+    for i in range(w.shape[0]):
+        for b in range(x.shape[0]):
+            y[b] = post[b, i]
+        c[i] = signal(code, y, teaching[i], share, mix[i], multiplier, a[i])
+        for j in range(w.shape[1]):
+            wanted[i, j] = -c[i] * w[i, j]
+    collect(wanted, a, x)
+
+
+@compiled
+def _learns(code, multiplier, w, p, mix, share, x, post, teaching, y, a, c, wanted):
+    """Moves w (n, d); a (n, B), c (n,) and wanted (n, d) are room to work in."""
     if x.shape[0] == 1:
         shown, seen = x[0], post[0]
         for i in range(w.shape[0]):
             a_i, c = signal_one(code, seen[i], teaching[i, 0], share[0], mix[i], multiplier)
             learn_one(w[i], p[i], shown, a_i, c)
         return
+    _wants(code, multiplier, w, mix, share, x, post, teaching, y, a, c, wanted)
     for i in range(w.shape[0]):
-        for b in range(x.shape[0]):
-            y[b] = post[b, i]
-        c = signal(code, y, teaching[i], share, mix[i], multiplier, a)
-        learn(w[i], p[i], x, a, c, wanted)
+        for j in range(w.shape[1]):
+            w[i, j] += p[i, j] * wanted[i, j]
 
 
 @compiled
@@ -717,11 +809,10 @@ def _relearns(code, multiplier, w, after, p, mix, share, x, post, teaching, y, a
             a[i, 0], c[i] = a_i, c_i
             relearn_one(w[i], after[i], p[i], shown, a_i, c_i)
         return
+    _wants(code, multiplier, w, mix, share, x, post, teaching, y, a, c, wanted)
     for i in range(w.shape[0]):
-        for b in range(x.shape[0]):
-            y[b] = post[b, i]
-        c[i] = signal(code, y, teaching[i], share, mix[i], multiplier, a[i])
-        relearn(w[i], after[i], p[i], x, a[i], c[i], wanted[i])
+        for j in range(w.shape[1]):
+            after[i, j] = w[i, j] + p[i, j] * wanted[i, j]
 
 
 @compiled
@@ -729,7 +820,8 @@ def _asks(
     code, multiplier, gw, p, w, mix, share, x, post, teaching, wanted,
     gp, g_teaching, gy, gu, g_mix, y, ga, moved,
 ):  # fmt: skip
-    """Fills g_teaching and gu (n, B), adds to gy (n, B), gp (n, d) and g_mix (n,)."""
+    """Fills g_teaching and gu (n, B), adds to gy (n, B), gp (n, d) and g_mix (n,); for more than one
+    example, fills moved (n, d) with gw o p, and ga (n, B)."""
     if x.shape[0] == 1:
         shown, seen = x[0], post[0]
         for i in range(w.shape[0]):
@@ -742,12 +834,16 @@ def _asks(
             g_mix[i] += g_m
         return
     for i in range(w.shape[0]):
+        for j in range(w.shape[1]):
+            moved[i, j] = gw[i, j] * p[i, j]
+            gp[i, j] += gw[i, j] * wanted[i, j]
+    products(moved, x, ga)
+    for i in range(w.shape[0]):
         for b in range(x.shape[0]):
             y[b] = post[b, i]
-        gc = ask(gw[i], p[i], x, w[i], wanted[i], gp[i], moved, ga)
         g_mix[i] += signal_adjoint(
             code, y, teaching[i], share, mix[i], multiplier,
-            ga, gc, g_teaching[i], gy[i], gu[i],
+            ga[i], -dot(moved[i], w[i]), g_teaching[i], gy[i], gu[i],
         )  # fmt: skip
 
 
@@ -761,19 +857,22 @@ def _tells(code, gw, p, w, x, post, a, c, gy, gu, gp, g_bias, gx, with_x, moved)
         g_bias[i] += _sum(gu[i])
         if x.shape[0] > 1:
             for j in range(w.shape[1]):
-                moved[j] = gw[i, j] * p[i, j]
-            tell(gw[i], x, w[i], a[i], c[i], gu[i], moved, gx, with_x)
+                gw[i, j] -= c[i] * moved[i, j]
         elif with_x:
             tell_one(gw[i], p[i], x[0], w[i], a[i, 0], c[i], gu[i, 0], gp[i], gx[0])
         else:
             tell_one_below(gw[i], p[i], x[0], w[i], a[i, 0], c[i], gu[i, 0], gp[i])
+    if x.shape[0] > 1:
+        if with_x:
+            scatter_two(gx, a, moved, gu, w)
+        collect(gw, gu, x)
 
 
 @compiled
 def forward_steps(
     codes, multipliers, descends, clamped, classes, segment, e, keep,
     weight, plasticity, mix, bias, share, feedback, scale, x, target,
-    final, kept, post, teaching, error, sent, room, y, a, wanted,
+    final, kept, post, teaching, error, sent, room, y, c, wanted,
 ):  # fmt: skip
     """One episode e through the stream. By layer, in tuples: weight, plasticity (E, n, d), mix,
     bias (E, n), share (E, T, B), feedback (E, n, K); what is filled: final (E, n, d), kept
@@ -789,7 +888,9 @@ def forward_steps(
                 borrowed(kept[at])[e, t // segment, :, :] = w
             shown = borrowed(x)[e, t] if at == 0 else borrowed(post[at - 1])[e, t]
             own_bias = borrowed(bias[at])[_own(e, bias[at])]
-            _forwards(codes[at], w, own_bias, shown, borrowed(post[at])[e, t], y)
+            _forwards(
+                codes[at], w, own_bias, shown, borrowed(post[at])[e, t], borrowed(sent[at])
+            )
         missing = borrowed(error)[e, t]
         _error(
             classes, scale[_own(e, scale), t], borrowed(post[last])[e, t], borrowed(target)[e, t],
@@ -815,7 +916,8 @@ def forward_steps(
                 borrowed(plasticity[at])[_own(e, plasticity[at])],
                 borrowed(mix[at])[_own(e, mix[at])],
                 borrowed(share[at])[_own(e, share[at]), t], shown, borrowed(post[at])[e, t],
-                borrowed(teaching[at])[e, t], y, a, borrowed(wanted[at]),
+                borrowed(teaching[at])[e, t], y, borrowed(sent[at]), borrowed(c[at]),
+                borrowed(wanted[at]),
             )  # fmt: skip
 
 
@@ -824,13 +926,13 @@ def backward_steps(
     codes, multipliers, descends, clamped, classes, segment, e, with_x,
     plasticity, mix, share, feedback, scale, x, target, kept, post, teaching, error,
     gw, gp, g_mix, g_bias, g_feedback, gx,
-    rows, wanted, a, c, g_teaching, gy, gu, room, g_shown, sent, g_error, y, ga, moved,
+    rows, wanted, a, c, g_teaching, gy, gu, ga, sent, room, g_shown, moved, g_error, y,
 ):  # fmt: skip
     """The adjoint of ``forward_steps``. gw (E, n, d) of every layer comes as the gradient of
     ``final`` and leaves as that of the weights; gp (E, n, d), g_mix, g_bias (E, n), g_feedback
     (E, n, K) and gx (E, T, B, d) are added to; the rest is room to work in: by layer rows
     (segment + 1, n, d), wanted (segment, n, d), a (segment, n, B), c (segment, n), g_teaching, gy,
-    gu, sent (n, B), room, g_shown (B, d), moved (d,); also g_error (B, K), y and ga (B,).
+    gu, ga, sent (n, B), room, g_shown (B, d), moved (n, d); also g_error (B, K) and y (B,).
     """
     layers, presentations, last = len(gw), x.shape[1], len(gw) - 1
     for s in range((presentations + segment - 1) // segment - 1, -1, -1):
@@ -863,7 +965,8 @@ def backward_steps(
                     borrowed(mix[at])[_own(e, mix[at])], borrowed(share[at])[_own(e, share[at]), t],
                     shown, borrowed(post[at])[e, t], borrowed(teaching[at])[e, t],
                     borrowed(wanted[at])[q], borrowed(gp[at])[e], borrowed(g_teaching[at]), g_y,
-                    borrowed(gu[at]), borrowed(g_mix[at])[e], y, ga, borrowed(moved[at]),
+                    borrowed(gu[at]), borrowed(g_mix[at])[e], y, borrowed(ga[at]),
+                    borrowed(moved[at]),
                 )  # fmt: skip
             g_error[:, :] = 0
             for at in range(layers):
@@ -872,7 +975,7 @@ def backward_steps(
                     _sent_down_adjoint(
                         codes[at], borrowed(rows[at])[q], borrowed(post[at])[e, t],
                         borrowed(teaching[at])[e, t], borrowed(g_teaching[at - 1]), taught,
-                        borrowed(gu[at]), borrowed(room[at]), borrowed(sent[at]), ga,
+                        borrowed(gu[at]), borrowed(room[at]), borrowed(sent[at]), borrowed(ga[at]),
                     )  # fmt: skip
                 if at == last and (descends or clamped):
                     for k in range(taught.shape[0]):
@@ -903,4 +1006,5 @@ def backward_steps(
                 if hidden:
                     _turned(below, borrowed(gy[at - 1]))
                 if hidden and descends:
-                    _carried_adjoint(borrowed(sent[at]), borrowed(room[at]), borrowed(gw[at])[e])
+                    # What the errors that went through the weights make of them.
+                    collect(borrowed(gw[at])[e], borrowed(sent[at]), borrowed(room[at]))
