@@ -17,7 +17,9 @@ from metaplastic.kernels.steps import Chain, Passed, Synapses
 
 LOOPS: Any = cpu_loops  # whose arguments come in sequences
 LINE = 16
-"""Numbers in a line of the cache, or two: what rows begin with one are read in whole vectors."""
+"""Numbers in a line of the cache, or two: rows that begin with one are read in whole vectors."""
+GROUP = 4
+"""Neurons that go through the stream together: while one waits for its sum, others are at work."""
 
 
 def forward(
@@ -33,25 +35,29 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Weights after the stream (E, n, d), activity (E, T, B, n), and where ``keep`` says so the
-    weights at every ``segment`` presentations, (E, S, n, d); see ``rows.scan``.
+    weights at every ``segment`` presentations, (E, S, n, d) in whole lines; see ``rows.scan``.
     """
     episodes, presentations, examples, n_in = x.shape
     n_out = weight.shape[1]
-    final, post = x.new_empty(episodes, n_out, n_in), x.new_empty(*x.shape[:3], n_out)
-    own = x.new_empty(episodes, n_out, presentations, examples)
-    kept = x.new_empty(episodes, -(-presentations // segment) if keep else 0, n_out, n_in)
-    given = _arrays(weight, plasticity, mix, bias, share, x, teaching, final, kept, own, post)
+    x, weight, plasticity = _line(x), _line(weight), _lines(plasticity, n_in)
+    d = x.shape[-1]
+    final, post = x.new_empty(episodes, n_out, d), x.new_empty(*x.shape[:3], n_out)
+    kept = x.new_empty(episodes, -(-presentations // segment) if keep else 0, n_out, d)
+    given = _arrays(
+        weight, plasticity, mix, bias, share, x, _by_neuron(teaching), final, kept, post
+    )
     count = blocks(episodes)
     multiplier = given[5].dtype.type(neuron.multiplier)
 
     def task(first: int, last: int) -> None:
+        many, one = (GROUP, examples), (GROUP if examples > 1 else 1, d)
+        room = [x.new_empty(*s) for s in (many, (examples,), many, (GROUP,), one)]
         LOOPS.forward_rows(
-            neuron.code, multiplier, segment, count, first, last, keep, *given,
-            *_arrays(x.new_empty(n_in)),
-        )  # fmt: skip
+            neuron.code, multiplier, segment, count, first, last, keep, *given, *_arrays(*room)
+        )
 
     parts(episodes * count, x.numel() * n_out, task)
-    return final, post, kept if keep else None
+    return final[..., :n_in], post, kept if keep else None
 
 
 def backward(
@@ -73,31 +79,38 @@ def backward(
     """
     episodes, _, examples, n_in = x.shape
     n_out, count = g_final.shape[1], blocks(episodes)
-    own = post.permute(0, 3, 1, 2).contiguous()
-    gw, gp = g_final.clone(), torch.zeros_like(g_final)
-    g_mix, g_bias = x.new_zeros(episodes, n_out), x.new_zeros(episodes, n_out)
-    g_teaching = torch.empty_like(teaching)
+    x, gw, plasticity = _line(x), _line(g_final.clone()), _lines(plasticity, n_in)
+    d, width = x.shape[-1], plasticity.shape[-1]
+    gp, g_mix, g_bias = (x.new_zeros(episodes, n_out, *own) for own in ((width,), (), ()))
+    taught = _by_neuron(teaching)
+    g_taught = torch.empty_like(taught)
     gx = x.new_zeros(count, *x.shape) if with_x else x.new_zeros(1, 1, 1, 1, 1)
     incoming = g_post if g_post is not None else x.new_zeros(1, 1, 1, 1)
     given = _arrays(
-        plasticity, mix, share, x, teaching, kept, own, incoming,
-        gw, gp, g_mix, g_bias, g_teaching, gx,
+        plasticity, mix, share, x, taught, kept, post, incoming,
+        gw, gp, g_mix, g_bias, g_taught, gx,
     )  # fmt: skip
     multiplier = given[3].dtype.type(neuron.multiplier)
 
     def task(first: int, last: int) -> None:
-        room = _arrays(
-            x.new_empty(segment + 1, n_in), x.new_empty(segment, n_in),
-            x.new_empty(segment, examples), x.new_empty(n_in),
+        many, several = (GROUP, examples), examples > 1
+        shapes = (
+            (segment + 1, GROUP, d), (segment if several else 1, GROUP, d), (segment, *many),
+            (segment, GROUP), many, many, many, (GROUP if several else 1, d), (examples,),
         )  # fmt: skip
         LOOPS.backward_rows(
             neuron.code, multiplier, segment, count, first, last, g_post is not None, with_x,
-            *given, *room,
+            *given, *_arrays(*(x.new_empty(*s) for s in shapes)),
         )  # fmt: skip
 
     parts(episodes * count, x.numel() * n_out, task)
-    total = gx[0] if count == 1 else gx.sum(0)
-    return gw, gp, g_mix, g_bias, g_teaching, total if with_x else None
+    total = (gx[0] if count == 1 else gx.sum(0))[..., :n_in] if with_x else None
+    return gw[..., :n_in], gp[..., :n_in], g_mix, g_bias, g_taught.mT, total
+
+
+def _by_neuron(teaching: Tensor) -> Tensor:
+    """(E, T, B, n) as (E, T, n, B)."""
+    return teaching.mT.contiguous()
 
 
 def forward_steps(
@@ -116,7 +129,7 @@ def forward_steps(
     lead = (episodes, presentations)
     pieces = -(-presentations // segment) if keep else 0
     widths = [layer.weight.shape[2] for layer in layers]
-    layers, x = _lines(layers), _line(x)
+    layers, x = _in_lines(layers), _line(x)
     sizes = [layer.weight.shape[1:] for layer in layers]
     seen = [*(d for _, d in sizes[1:]), sizes[-1][0]]
     passed = Passed(
@@ -163,18 +176,18 @@ def backward_steps(
     """The gradients of what the layers were given, each episode's own, and of x where asked."""
     episodes, _, examples, _ = x.shape
     widths = [layer.weight.shape[2] for layer in layers]
-    layers, x = _lines(layers), _line(x)
+    layers, x = _in_lines(layers), _line(x)
     sizes = [layer.weight.shape[1:] for layer in layers]
     found = [
         Synapses(
-            _line(g, copy=True),
-            x.new_zeros(episodes, n, d),
+            _line(g.clone()),
+            x.new_zeros(episodes, n, layer.plasticity.shape[2]),
             x.new_zeros(episodes, n),
             x.new_zeros(episodes, n),
             torch.zeros_like(layer.share),
             x.new_zeros(episodes, *layer.feedback.shape[1:]),
         )
-        for g, layer, (n, d) in zip(g_final, layers, sizes, strict=True)
+        for g, layer, (n, _) in zip(g_final, layers, sizes, strict=True)
     ]
     gx = torch.zeros_like(x) if with_x else x.new_zeros(1, 1, 1, 1)
     told = _told(chain, layers)
@@ -217,17 +230,23 @@ def backward_steps(
     return own, gx[..., : widths[0]] if with_x else None
 
 
-def _line(tensor: Tensor, copy: bool = False) -> Tensor:
-    """Rows in whole lines, with zeros at their ends; a copy where asked."""
+def _line(tensor: Tensor) -> Tensor:
+    """Rows in whole lines, with zeros at their ends."""
     missing = -tensor.shape[-1] % LINE
-    if missing:
-        return functional.pad(tensor, (0, missing))
-    return tensor.clone() if copy else tensor
+    return functional.pad(tensor, (0, missing)) if missing else tensor
 
 
-def _lines(layers: Iterable[Synapses]) -> list[Synapses]:
+def _lines(plasticity: Tensor, n_in: int) -> Tensor:
+    """The same of plasticity, but where it is one number for each neuron."""
+    return _line(plasticity) if plasticity.shape[-1] == n_in else plasticity
+
+
+def _in_lines(layers: Iterable[Synapses]) -> list[Synapses]:
     return [
-        layer._replace(weight=_line(layer.weight), plasticity=_line(layer.plasticity))
+        layer._replace(
+            weight=_line(layer.weight),
+            plasticity=_lines(layer.plasticity, layer.weight.shape[-1]),
+        )
         for layer in layers
     ]
 

@@ -37,6 +37,7 @@ from metaplastic.kernels.neuron import DELTA, OJA, RELU, SIGMOID, TANH
 # keep their meaning.
 EXACT = {"nsz", "arcp", "contract", "afn"}
 compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath=EXACT)
+within = njit(cache=True, nogil=True, error_model="numpy", fastmath=EXACT, forceinline=True)
 summing = njit(cache=True, nogil=True, error_model="numpy", fastmath={*EXACT, "reassoc"})
 
 
@@ -311,60 +312,41 @@ def spread_two(x, a, w, c, v):
             shown[j] += own * w[j] + other * v[j]
 
 
-@compiled
-def _wanted(w, x, a, c, wanted):
-    """Fills wanted (d,) with sum_b a_b x_b - c w."""
-    for j in range(w.shape[0]):
-        wanted[j] = -c * w[j]
-    gather(wanted, a, x)
-
-
-@compiled
-def learn(w, p, x, a, c, wanted):
-    """Moves w; wanted (d,) is room to work in."""
-    _wanted(w, x, a, c, wanted)
-    for j in range(w.shape[0]):
-        w[j] += p[j] * wanted[j]
+# With one example, x and its gradient are (d,) each. Where all synapses of a neuron have one
+# plasticity, it goes with a and c instead, and most of the work is none.
 
 
 @compiled
 def learn_one(w, p, x, a, c):
-    """The same of one example, x (d,)."""
+    """Moves w."""
     for j in range(w.shape[0]):
         w[j] += p[j] * (a * x[j] - c * w[j])
 
 
 @compiled
-def relearn(w, after, p, x, a, c, wanted):
-    """Fills ``after``, a row other than w, with what w moves to."""
-    _wanted(w, x, a, c, wanted)
+def learn_alike(w, x, a, c):
+    """The same."""
     for j in range(w.shape[0]):
-        after[j] = w[j] + p[j] * wanted[j]
+        w[j] += a * x[j] - c * w[j]
 
 
 @compiled
 def relearn_one(w, after, p, x, a, c):
-    """The same of one example."""
+    """Fills ``after`` with what w moves to."""
     for j in range(w.shape[0]):
         after[j] = w[j] + p[j] * (a * x[j] - c * w[j])
 
 
 @compiled
-def ask(gw, p, x, w, wanted, gp, moved, ga):
-    """From the gradient gw of the moved w: adds that of p, fills that of a (B,) and moved (d,) with
-    gw o p, returns that of c.
-    """
+def relearn_alike(w, after, x, a, c):
+    """The same."""
     for j in range(w.shape[0]):
-        moved[j] = gw[j] * p[j]
-    for j in range(w.shape[0]):
-        gp[j] += gw[j] * wanted[j]
-    dots(moved, x, ga)
-    return -dot(moved, w)
+        after[j] = w[j] + (a * x[j] - c * w[j])
 
 
 @summing
 def ask_one(gw, p, x, w):
-    """The gradients of a and c of one example."""
+    """From the gradient gw of the moved w: those of a and c."""
     ga, gc = w.dtype.type(0), w.dtype.type(0)
     for j in range(w.shape[0]):
         m = gw[j] * p[j]
@@ -373,21 +355,21 @@ def ask_one(gw, p, x, w):
     return ga, gc
 
 
-@compiled
-def tell(gw, x, w, a, c, gu, moved, gx, with_x):
-    """What is left to do once the gradient gu (B,) of the potential is known: turns gw into the
-    gradient of w before it moved, and adds that of x where asked.
-    """
+@summing
+def ask_alike(gw, x, w):
+    """The same."""
+    ga, gc = w.dtype.type(0), w.dtype.type(0)
     for j in range(w.shape[0]):
-        gw[j] -= c * moved[j]
-    if with_x:
-        spread_two(gx, a, moved, gu, w)
-    gather(gw, gu, x)
+        ga += gw[j] * x[j]
+        gc -= gw[j] * w[j]
+    return ga, gc
 
 
 @compiled
 def tell_one(gw, p, x, w, a, c, gu, gp, gx):
-    """The same of one example, and adds the gradient of p."""
+    """What is left to do once the gradient gu of the potential is known: turns gw into the gradient
+    of w before it moved, and adds those of p and x.
+    """
     for j in range(w.shape[0]):
         g_w, w_j, x_j = gw[j], w[j], x[j]
         m = g_w * p[j]
@@ -405,8 +387,24 @@ def tell_one_below(gw, p, x, w, a, c, gu, gp):
         gw[j] = g_w + gu * x_j - c * (g_w * p[j])
 
 
-# --- all synapses of a layer: w, p and their gradients (n, d), rows in pairs, which share what is
-# read of x ---
+@compiled
+def tell_alike(gw, x, w, a, c, gu, gx):
+    """Tells without p."""
+    for j in range(w.shape[0]):
+        g_w = gw[j]
+        gx[j] += a * g_w + gu * w[j]
+        gw[j] = g_w + gu * x[j] - c * g_w
+
+
+@compiled
+def tell_alike_below(gw, x, c, gu):
+    """The same where nobody asks for the gradient of x."""
+    for j in range(gw.shape[0]):
+        gw[j] = gw[j] + gu * x[j] - c * gw[j]
+
+
+# --- all synapses of a layer, w and its gradient (n, d): rows in pairs, which share what is read of
+# x ---
 
 
 @summing
@@ -495,6 +493,155 @@ def scatter_two(x, a, w, c, v):
         spread_two(x, a[whole], w[whole], c[whole], v[whole])
 
 
+# --- a layer at one presentation: learning, and its adjoint in two halves; the plasticity p is
+# (n, d), or (n, 1) where all synapses of a neuron have one ---
+
+
+@compiled
+def _alike(p, w):
+    """Whether they have."""
+    return p.shape[1] < w.shape[1]
+
+
+@within
+def _forwards(code, w, bias, x, post, room):
+    """Fills post (B, n) from x (B, d); room (n, B)."""
+    if x.shape[0] == 1:
+        shown, seen = x[0], post[0]
+        for i in range(w.shape[0]):
+            seen[i] = activity(code.activation, dot(w[i], shown) + bias[i])
+        return
+    products(w, x, room)
+    for b in range(x.shape[0]):
+        for i in range(w.shape[0]):
+            post[b, i] = activity(code.activation, room[i, b] + bias[i])
+
+
+@within
+def _wants(code, multiplier, w, mix, share, x, post, teaching, y, a, c, wanted):
+    """Fills a (n, B), c (n,) and wanted (n, d) with sum_b a_b x_b - c w of every row."""
+    for i in range(w.shape[0]):
+        for b in range(x.shape[0]):
+            y[b] = post[b, i]
+        c[i] = signal(code, y, teaching[i], share, mix[i], multiplier, a[i])
+        for j in range(w.shape[1]):
+            wanted[i, j] = -c[i] * w[i, j]
+    collect(wanted, a, x)
+
+
+@compiled
+def _moves(w, after, p, wanted):
+    """Fills ``after``, which may be w itself."""
+    for i in range(w.shape[0]):
+        if _alike(p, w):
+            for j in range(w.shape[1]):
+                after[i, j] = w[i, j] + p[i, 0] * wanted[i, j]
+        else:
+            for j in range(w.shape[1]):
+                after[i, j] = w[i, j] + p[i, j] * wanted[i, j]
+
+
+@within
+def _learns(code, multiplier, w, p, mix, share, x, post, teaching, y, a, c, wanted):
+    """Moves w (n, d); a (n, B), c (n,) and wanted (n, d) are room to work in."""
+    if x.shape[0] == 1:
+        shown, seen = x[0], post[0]
+        for i in range(w.shape[0]):
+            a_i, c = signal_one(code, seen[i], teaching[i, 0], share[0], mix[i], multiplier)
+            if _alike(p, w):
+                learn_alike(w[i], shown, p[i, 0] * a_i, p[i, 0] * c)
+            else:
+                learn_one(w[i], p[i], shown, a_i, c)
+        return
+    _wants(code, multiplier, w, mix, share, x, post, teaching, y, a, c, wanted)
+    _moves(w, w, p, wanted)
+
+
+@within
+def _relearns(code, multiplier, w, after, p, mix, share, x, post, teaching, y, a, c, wanted):
+    """Fills ``after`` (n, d), a (n, B), c (n,) and, for more than one example, wanted (n, d)."""
+    if x.shape[0] == 1:
+        shown, seen = x[0], post[0]
+        for i in range(w.shape[0]):
+            a_i, c_i = signal_one(code, seen[i], teaching[i, 0], share[0], mix[i], multiplier)
+            a[i, 0], c[i] = a_i, c_i
+            if _alike(p, w):
+                relearn_alike(w[i], after[i], shown, p[i, 0] * a_i, p[i, 0] * c_i)
+            else:
+                relearn_one(w[i], after[i], p[i], shown, a_i, c_i)
+        return
+    _wants(code, multiplier, w, mix, share, x, post, teaching, y, a, c, wanted)
+    _moves(w, after, p, wanted)
+
+
+@within
+def _asks(
+    code, multiplier, gw, p, w, mix, share, x, post, teaching, a, c, wanted,
+    gp, g_teaching, gy, gu, g_mix, y, ga, moved,
+):  # fmt: skip
+    """Fills g_teaching and gu (n, B), adds to gy (n, B), g_mix (n,) and gp, but for one example and
+    p (n, d); for more than one example, fills moved (n, d) with gw o p, and ga (n, B)."""
+    if x.shape[0] == 1:
+        shown, seen = x[0], post[0]
+        for i in range(w.shape[0]):
+            if _alike(p, w):
+                g_a, gc = ask_alike(gw[i], shown, w[i])
+                gp[i, 0] += a[i, 0] * g_a + c[i] * gc
+                g_a, gc = g_a * p[i, 0], gc * p[i, 0]
+            else:
+                g_a, gc = ask_one(gw[i], p[i], shown, w[i])
+            g_t, g_y, g_u, g_m = signal_adjoint_one(
+                code, seen[i], teaching[i, 0], share[0], mix[i], multiplier, g_a, gc
+            )
+            g_teaching[i, 0], gu[i, 0] = g_t, g_u
+            gy[i, 0] += g_y
+            g_mix[i] += g_m
+        return
+    for i in range(w.shape[0]):
+        if _alike(p, w):
+            gp[i, 0] += dot(gw[i], wanted[i])
+            for j in range(w.shape[1]):
+                moved[i, j] = gw[i, j] * p[i, 0]
+        else:
+            for j in range(w.shape[1]):
+                moved[i, j] = gw[i, j] * p[i, j]
+                gp[i, j] += gw[i, j] * wanted[i, j]
+    products(moved, x, ga)
+    for i in range(w.shape[0]):
+        for b in range(x.shape[0]):
+            y[b] = post[b, i]
+        g_mix[i] += signal_adjoint(
+            code, y, teaching[i], share, mix[i], multiplier,
+            ga[i], -dot(moved[i], w[i]), g_teaching[i], gy[i], gu[i],
+        )  # fmt: skip
+
+
+@within
+def _tells(code, gw, p, w, x, post, a, c, gy, gu, gp, g_bias, gx, with_x, moved):
+    """Turns gw into the gradient of the weights before they moved; adds to gp, g_bias (n,), and gx
+    (B, d) where asked."""
+    for i in range(w.shape[0]):
+        for b in range(x.shape[0]):
+            gu[i, b] += gy[i, b] * slope(code.activation, post[b, i])
+        g_bias[i] += _sum(gu[i])
+        if x.shape[0] > 1:
+            for j in range(w.shape[1]):
+                gw[i, j] -= c[i] * moved[i, j]
+        elif _alike(p, w):
+            if with_x:
+                tell_alike(gw[i], x[0], w[i], p[i, 0] * a[i, 0], p[i, 0] * c[i], gu[i, 0], gx[0])
+            else:
+                tell_alike_below(gw[i], x[0], p[i, 0] * c[i], gu[i, 0])
+        elif with_x:
+            tell_one(gw[i], p[i], x[0], w[i], a[i, 0], c[i], gu[i, 0], gp[i], gx[0])
+        else:
+            tell_one_below(gw[i], p[i], x[0], w[i], a[i, 0], c[i], gu[i, 0], gp[i])
+    if x.shape[0] > 1:
+        if with_x:
+            scatter_two(gx, a, moved, gu, w)
+        collect(gw, gu, x)
+
+
 # --- neuron by neuron ---
 
 
@@ -507,179 +654,116 @@ def _own(e, tensor):
 @compiled
 def forward_rows(
     code, multiplier, segment, blocks, first, last, keep,
-    weight, plasticity, mix, bias, share, x, teaching, final, kept, own, post, wanted,
+    weight, plasticity, mix, bias, share, x, teaching, final, kept, post, room, y, a, c, wanted,
 ):  # fmt: skip
-    """Episodes and blocks of rows ``first`` to ``last``; what is filled: final (E, n, d), kept
-    (E, S, n, d) where asked, the activity as own (E, n, T, B) and post (E, T, B, n).
+    """Episodes and blocks of neurons ``first`` to ``last``. Given: weight, plasticity (E, n, d),
+    mix, bias (E, n), share (E, T, B), x (E, T, B, d), teaching (E, T, n, B); filled: final (E, n,
+    d), kept (E, S, n, d) where asked and post (E, T, B, n); the rest is room for a group of
+    neurons: room, a (G, B), c (G,), wanted (G, d), and y (B,).
     """
-    _forward_rows(
-        code, multiplier, segment, blocks, first, last, keep,
-        borrowed(weight), borrowed(plasticity), borrowed(mix), borrowed(bias), borrowed(share),
-        borrowed(x), borrowed(teaching), borrowed(final), borrowed(kept), borrowed(own),
-        borrowed(post), borrowed(wanted),
-    )  # fmt: skip
-
-
-@compiled
-def _forward_rows(
-    code, multiplier, segment, blocks, first, last, keep,
-    weight, plasticity, mix, bias, share, x, teaching, final, kept, own, post, wanted,
-):  # fmt: skip
-    presentations, examples, n = x.shape[1], x.shape[2], final.shape[1]
-    taught, a = np.empty(examples, x.dtype), np.empty(examples, x.dtype)
+    presentations, n, group = x.shape[1], final.shape[1], c.shape[0]
     for item in range(first, last):
         e, block = item // blocks, item % blocks
-        begin_w, own_p, own_m = _own(e, weight), _own(e, plasticity), _own(e, mix)
-        own_b = _own(e, bias)
-        x_e, taught_e, share_e, post_e = x[e], teaching[e], share[_own(e, share)], post[e]
+        begins, p_e = borrowed(weight)[_own(e, weight)], borrowed(plasticity)[_own(e, plasticity)]
+        mix_e, bias_e = borrowed(mix)[_own(e, mix)], borrowed(bias)[_own(e, bias)]
+        share_e, x_e, taught_e = (
+            borrowed(share)[_own(e, share)],
+            borrowed(x)[e],
+            borrowed(teaching)[e],
+        )
+        final_e, post_e = borrowed(final)[e], borrowed(post)[e]
+        top = (block + 1) * n // blocks
         for begin in range(0, presentations, segment):
-            for i in range(block * n // blocks, (block + 1) * n // blocks):
-                w, p, mixing, potential = (
-                    final[e, i],
-                    plasticity[own_p, i],
-                    mix[own_m, i],
-                    bias[own_b, i],
-                )
-                own_i = own[e, i]
+            for low in range(block * n // blocks, top, group):
+                high = min(low + group, top)
+                w = final_e[low:high]
                 if begin == 0:
-                    w[:] = weight[begin_w, i]
+                    w[:, :] = begins[low:high]
                 if keep:
-                    kept[e, begin // segment, i, :] = w
-                end = min(presentations, begin + segment)
-                if examples == 1:
-                    for t in range(begin, end):
-                        shown = x_e[t, 0]
-                        y = activity(code.activation, dot(w, shown) + potential)
-                        own_i[t, 0] = y
-                        post_e[t, 0, i] = y
-                        a_t, c = signal_one(
-                            code, y, taught_e[t, 0, i], share_e[t, 0], mixing, multiplier
-                        )
-                        learn_one(w, p, shown, a_t, c)
-                    continue
-                for t in range(begin, end):
-                    y, x_t = own_i[t], x_e[t]
-                    dots(w, x_t, y)
-                    for b in range(examples):
-                        y[b] = activity(code.activation, y[b] + potential)
-                        post_e[t, b, i] = y[b]
-                        taught[b] = taught_e[t, b, i]
-                    c = signal(code, y, taught, share_e[t], mixing, multiplier, a)
-                    learn(w, p, x_t, a, c, wanted)
+                    borrowed(kept)[e, begin // segment][low:high, :] = w
+                p, mixing, potential = p_e[low:high], mix_e[low:high], bias_e[low:high]
+                for t in range(begin, min(presentations, begin + segment)):
+                    seen = post_e[t][:, low:high]
+                    _forwards(code, w, potential, x_e[t], seen, borrowed(room))
+                    _learns(
+                        code, multiplier, w, p, mixing, share_e[t], x_e[t], seen,
+                        taught_e[t][low:high], borrowed(y), borrowed(a), borrowed(c),
+                        borrowed(wanted)[: high - low],
+                    )  # fmt: skip
 
 
 @compiled
 def backward_rows(
     code, multiplier, segment, blocks, first, last, with_post, with_x,
-    plasticity, mix, share, x, teaching, kept, own, g_post,
-    gw, gp, g_mix, g_bias, g_teaching, gx, rows, wanted, a, moved,
+    plasticity, mix, share, x, teaching, kept, post, g_post,
+    gw, gp, g_mix, g_bias, g_teaching, gx, rows, wanted, a, c, gy, gu, ga, moved, y,
 ):  # fmt: skip
     """The adjoint of ``forward_rows``. gw (E, n, d) comes as the gradient of ``final`` and leaves
     as that of the weights; gp, g_mix, g_bias and gx (blocks, E, T, B, d) are added to, g_teaching
-    is filled; rows (segment + 1, d), wanted (segment, d), a (segment, B) and moved (d,) are room to
-    work in.
+    is filled; the rest is room: rows (segment + 1, G, d), wanted (segment, G, d), a (segment, G,
+    B), c (segment, G), gy, gu, ga (G, B), moved (G, d) and y (B,).
     """
-    _backward_rows(
-        code, multiplier, segment, blocks, first, last, with_post, with_x,
-        borrowed(plasticity), borrowed(mix), borrowed(share), borrowed(x), borrowed(teaching),
-        borrowed(kept), borrowed(own), borrowed(g_post), borrowed(gw), borrowed(gp),
-        borrowed(g_mix), borrowed(g_bias), borrowed(g_teaching), borrowed(gx), borrowed(rows),
-        borrowed(wanted), borrowed(a), borrowed(moved),
-    )  # fmt: skip
-
-
-@compiled
-def _backward_rows(
-    code, multiplier, segment, blocks, first, last, with_post, with_x,
-    plasticity, mix, share, x, teaching, kept, own, g_post,
-    gw, gp, g_mix, g_bias, g_teaching, gx, rows, wanted, a, moved,
-):  # fmt: skip
-    presentations, examples, n = x.shape[1], x.shape[2], gw.shape[1]
-    kind, zero = x.dtype, x.dtype.type(0)
-    taught, g_taught = np.empty(examples, kind), np.empty(examples, kind)
-    ga, gy, gu = np.empty(examples, kind), np.empty(examples, kind), np.empty(examples, kind)
-    decay = np.empty(segment, kind)
+    presentations, n, group = x.shape[1], gw.shape[1], c.shape[1]
     for item in range(first, last):
         e, block = item // blocks, item % blocks
-        own_p, own_m = _own(e, plasticity), _own(e, mix)
-        x_e, taught_e, share_e, g_taught_e = x[e], teaching[e], share[_own(e, share)], g_teaching[e]
+        p_e, mix_e = borrowed(plasticity)[_own(e, plasticity)], borrowed(mix)[_own(e, mix)]
+        share_e, x_e, taught_e = (
+            borrowed(share)[_own(e, share)],
+            borrowed(x)[e],
+            borrowed(teaching)[e],
+        )
+        post_e, g_taught_e, gw_e = borrowed(post)[e], borrowed(g_teaching)[e], borrowed(gw)[e]
+        gp_e, g_mix_e, g_bias_e = borrowed(gp)[e], borrowed(g_mix)[e], borrowed(g_bias)[e]
         # Of no effect where there is no gradient to add.
-        g_post_e, gx_e = g_post[e] if with_post else x_e, gx[block, e] if with_x else x_e
+        g_post_e = borrowed(g_post)[e] if with_post else x_e
+        gx_e = borrowed(gx)[block, e] if with_x else x_e
+        top = (block + 1) * n // blocks
         for s in range((presentations + segment - 1) // segment - 1, -1, -1):
             begin = s * segment
             end = min(presentations, begin + segment)
-            for i in range(block * n // blocks, (block + 1) * n // blocks):
-                p, mixing = plasticity[own_p, i], mix[own_m, i]
-                gw_i, gp_i, own_i = gw[e, i], gp[e, i], own[e, i]
-                gm, gb = zero, zero
-                rows[0, :] = kept[e, s, i]
-                if examples == 1:
-                    for t in range(begin, end):
-                        q = t - begin
-                        a[q, 0], decay[q] = signal_one(
-                            code, own_i[t, 0], taught_e[t, 0, i], share_e[t, 0], mixing, multiplier
-                        )
-                        relearn_one(rows[q], rows[q + 1], p, x_e[t, 0], a[q, 0], decay[q])
-                    for t in range(end - 1, begin - 1, -1):
-                        q = t - begin
-                        y, w, shown, a_t, c = own_i[t, 0], rows[q], x_e[t, 0], a[q, 0], decay[q]
-                        g_a, gc = ask_one(gw_i, p, shown, w)
-                        g_t, g_y, g_u, g_m = signal_adjoint_one(
-                            code, y, taught_e[t, 0, i], share_e[t, 0], mixing, multiplier, g_a, gc
-                        )
-                        if with_post:
-                            g_y += g_post_e[t, 0, i]
-                        g_u += g_y * slope(code.activation, y)
-                        gm += g_m
-                        gb += g_u
-                        g_taught_e[t, 0, i] = g_t
-                        if with_x:
-                            tell_one(gw_i, p, shown, w, a_t, c, g_u, gp_i, gx_e[t, 0])
-                        else:
-                            tell_one_below(gw_i, p, shown, w, a_t, c, g_u, gp_i)
-                    g_mix[e, i] += gm
-                    g_bias[e, i] += gb
-                    continue
+            for low in range(block * n // blocks, top, group):
+                high = min(low + group, top)
+                count = high - low
+                p, mixing = p_e[low:high], mix_e[low:high]
+                g_w, g_p, g_m = gw_e[low:high], gp_e[low:high], g_mix_e[low:high]
+                g_b = g_bias_e[low:high]
+                history, want = borrowed(rows), borrowed(wanted)
+                history[0][:count, :] = borrowed(kept)[e, s][low:high]
                 for t in range(begin, end):
                     q = t - begin
-                    for b in range(examples):
-                        taught[b] = taught_e[t, b, i]
-                    decay[q] = signal(code, own_i[t], taught, share_e[t], mixing, multiplier, a[q])
-                    relearn(rows[q], rows[q + 1], p, x_e[t], a[q], decay[q], wanted[q])
+                    _relearns(
+                        code, multiplier, history[q][:count], history[q + 1][:count], p, mixing,
+                        share_e[t], x_e[t], post_e[t][:, low:high], taught_e[t][low:high],
+                        borrowed(y), borrowed(a)[q], borrowed(c)[q],
+                        want[q if x.shape[2] > 1 else 0][:count],
+                    )  # fmt: skip
                 for t in range(end - 1, begin - 1, -1):
                     q = t - begin
-                    y, w, x_t = own_i[t], rows[q], x_e[t]
-                    gc = ask(gw_i, p, x_t, w, wanted[q], gp_i, moved, ga)
-                    for b in range(examples):
-                        taught[b] = taught_e[t, b, i]
-                        gy[b] = g_post_e[t, b, i] if with_post else zero
-                    gm += signal_adjoint(
-                        code, y, taught, share_e[t], mixing, multiplier, ga, gc, g_taught, gy, gu
+                    w, seen, g_y, g_u = (
+                        history[q][:count],
+                        post_e[t][:, low:high],
+                        borrowed(gy),
+                        borrowed(gu),
                     )
-                    for b in range(examples):
-                        gu[b] += gy[b] * slope(code.activation, y[b])
-                        g_taught_e[t, b, i] = g_taught[b]
-                    gb += _sum(gu)
-                    tell(gw_i, x_t, w, a[q], decay[q], gu, moved, gx_e[t], with_x)
-                g_mix[e, i] += gm
-                g_bias[e, i] += gb
+                    g_y[:, :] = 0
+                    if with_post:
+                        for b in range(x.shape[2]):
+                            for r in range(count):
+                                g_y[r, b] = g_post_e[t, b, low + r]
+                    _asks(
+                        code, multiplier, g_w, p, w, mixing, share_e[t], x_e[t], seen,
+                        taught_e[t][low:high], borrowed(a)[q],
+                        borrowed(c)[q], want[q if x.shape[2] > 1 else 0], g_p,
+                        g_taught_e[t][low:high], g_y, g_u, g_m, borrowed(y), borrowed(ga),
+                        borrowed(moved)[:count],
+                    )  # fmt: skip
+                    _tells(
+                        code, g_w, p, w, x_e[t], seen, borrowed(a)[q], borrowed(c)[q], g_y, g_u,
+                        g_p, g_b, gx_e[t], with_x, borrowed(moved)[:count],
+                    )  # fmt: skip
 
 
 # --- presentation by presentation ---
-
-
-@compiled
-def _forwards(code, w, bias, x, post, room):
-    """Fills post (B, n) from x (B, d); room (n, B)."""
-    if x.shape[0] == 1:
-        shown, seen = x[0], post[0]
-        for i in range(w.shape[0]):
-            seen[i] = activity(code.activation, dot(w[i], shown) + bias[i])
-        return
-    products(w, x, room)
-    for b in range(x.shape[0]):
-        for i in range(w.shape[0]):
-            post[b, i] = activity(code.activation, room[i, b] + bias[i])
 
 
 @compiled
@@ -773,102 +857,6 @@ def _turned(rows, columns):
 
 
 @compiled
-def _wants(code, multiplier, w, mix, share, x, post, teaching, y, a, c, wanted):
-    """Fills a (n, B), c (n,) and wanted (n, d) with sum_b a_b x_b - c w of every row."""
-    for i in range(w.shape[0]):
-        for b in range(x.shape[0]):
-            y[b] = post[b, i]
-        c[i] = signal(code, y, teaching[i], share, mix[i], multiplier, a[i])
-        for j in range(w.shape[1]):
-            wanted[i, j] = -c[i] * w[i, j]
-    collect(wanted, a, x)
-
-
-@compiled
-def _learns(code, multiplier, w, p, mix, share, x, post, teaching, y, a, c, wanted):
-    """Moves w (n, d); a (n, B), c (n,) and wanted (n, d) are room to work in."""
-    if x.shape[0] == 1:
-        shown, seen = x[0], post[0]
-        for i in range(w.shape[0]):
-            a_i, c = signal_one(code, seen[i], teaching[i, 0], share[0], mix[i], multiplier)
-            learn_one(w[i], p[i], shown, a_i, c)
-        return
-    _wants(code, multiplier, w, mix, share, x, post, teaching, y, a, c, wanted)
-    for i in range(w.shape[0]):
-        for j in range(w.shape[1]):
-            w[i, j] += p[i, j] * wanted[i, j]
-
-
-@compiled
-def _relearns(code, multiplier, w, after, p, mix, share, x, post, teaching, y, a, c, wanted):
-    """Fills ``after`` (n, d), a (n, B), c (n,) and, for more than one example, wanted (n, d)."""
-    if x.shape[0] == 1:
-        shown, seen = x[0], post[0]
-        for i in range(w.shape[0]):
-            a_i, c_i = signal_one(code, seen[i], teaching[i, 0], share[0], mix[i], multiplier)
-            a[i, 0], c[i] = a_i, c_i
-            relearn_one(w[i], after[i], p[i], shown, a_i, c_i)
-        return
-    _wants(code, multiplier, w, mix, share, x, post, teaching, y, a, c, wanted)
-    for i in range(w.shape[0]):
-        for j in range(w.shape[1]):
-            after[i, j] = w[i, j] + p[i, j] * wanted[i, j]
-
-
-@compiled
-def _asks(
-    code, multiplier, gw, p, w, mix, share, x, post, teaching, wanted,
-    gp, g_teaching, gy, gu, g_mix, y, ga, moved,
-):  # fmt: skip
-    """Fills g_teaching and gu (n, B), adds to gy (n, B), gp (n, d) and g_mix (n,); for more than one
-    example, fills moved (n, d) with gw o p, and ga (n, B)."""
-    if x.shape[0] == 1:
-        shown, seen = x[0], post[0]
-        for i in range(w.shape[0]):
-            g_a, gc = ask_one(gw[i], p[i], shown, w[i])
-            g_t, g_y, g_u, g_m = signal_adjoint_one(
-                code, seen[i], teaching[i, 0], share[0], mix[i], multiplier, g_a, gc
-            )
-            g_teaching[i, 0], gu[i, 0] = g_t, g_u
-            gy[i, 0] += g_y
-            g_mix[i] += g_m
-        return
-    for i in range(w.shape[0]):
-        for j in range(w.shape[1]):
-            moved[i, j] = gw[i, j] * p[i, j]
-            gp[i, j] += gw[i, j] * wanted[i, j]
-    products(moved, x, ga)
-    for i in range(w.shape[0]):
-        for b in range(x.shape[0]):
-            y[b] = post[b, i]
-        g_mix[i] += signal_adjoint(
-            code, y, teaching[i], share, mix[i], multiplier,
-            ga[i], -dot(moved[i], w[i]), g_teaching[i], gy[i], gu[i],
-        )  # fmt: skip
-
-
-@compiled
-def _tells(code, gw, p, w, x, post, a, c, gy, gu, gp, g_bias, gx, with_x, moved):
-    """Turns gw into the gradient of the weights before they moved; adds to gp, g_bias (n,), and gx
-    (B, d) where asked."""
-    for i in range(w.shape[0]):
-        for b in range(x.shape[0]):
-            gu[i, b] += gy[i, b] * slope(code.activation, post[b, i])
-        g_bias[i] += _sum(gu[i])
-        if x.shape[0] > 1:
-            for j in range(w.shape[1]):
-                gw[i, j] -= c[i] * moved[i, j]
-        elif with_x:
-            tell_one(gw[i], p[i], x[0], w[i], a[i, 0], c[i], gu[i, 0], gp[i], gx[0])
-        else:
-            tell_one_below(gw[i], p[i], x[0], w[i], a[i, 0], c[i], gu[i, 0], gp[i])
-    if x.shape[0] > 1:
-        if with_x:
-            scatter_two(gx, a, moved, gu, w)
-        collect(gw, gu, x)
-
-
-@compiled
 def forward_steps(
     codes, multipliers, descends, clamped, classes, segment, e, keep,
     weight, plasticity, mix, bias, share, feedback, scale, x, target,
@@ -888,9 +876,7 @@ def forward_steps(
                 borrowed(kept[at])[e, t // segment, :, :] = w
             shown = borrowed(x)[e, t] if at == 0 else borrowed(post[at - 1])[e, t]
             own_bias = borrowed(bias[at])[_own(e, bias[at])]
-            _forwards(
-                codes[at], w, own_bias, shown, borrowed(post[at])[e, t], borrowed(sent[at])
-            )
+            _forwards(codes[at], w, own_bias, shown, borrowed(post[at])[e, t], borrowed(sent[at]))
         missing = borrowed(error)[e, t]
         _error(
             classes, scale[_own(e, scale), t], borrowed(post[last])[e, t], borrowed(target)[e, t],
@@ -964,7 +950,9 @@ def backward_steps(
                     borrowed(plasticity[at])[_own(e, plasticity[at])], borrowed(rows[at])[q],
                     borrowed(mix[at])[_own(e, mix[at])], borrowed(share[at])[_own(e, share[at]), t],
                     shown, borrowed(post[at])[e, t], borrowed(teaching[at])[e, t],
-                    borrowed(wanted[at])[q], borrowed(gp[at])[e], borrowed(g_teaching[at]), g_y,
+                    borrowed(a[at])[q], borrowed(c[at])[q],
+                    borrowed(wanted[at])[q if x.shape[2] > 1 else 0], borrowed(gp[at])[e],
+                    borrowed(g_teaching[at]), g_y,
                     borrowed(gu[at]), borrowed(g_mix[at])[e], y, borrowed(ga[at]),
                     borrowed(moved[at]),
                 )  # fmt: skip

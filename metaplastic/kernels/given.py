@@ -69,11 +69,13 @@ def once(tensor: Tensor) -> Tensor:
 
 
 def coefficients(rule: PlasticityRule, values: Weights, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every synapse, (1, n_out, n_in), and the share of the teaching signal, (1, n_out)."""
-    n_out, n_in = weight.shape[1:]
+    """Of every synapse, (1, n_out, n_in), or of all of a neuron alike, (1, n_out, 1); and the share
+    of the teaching signal, (1, n_out).
+    """
+    n_out = weight.shape[1]
     strength = values["plasticity" if isinstance(rule, Hebb) else "rate"]
     mix = values["mix"] if isinstance(rule, Hebb) else weight.new_zeros(1, 1)
-    return strength.expand(1, n_out, n_in), mix.mT.expand(1, n_out)
+    return strength.expand(1, n_out, strength.shape[-1]), mix.mT.expand(1, n_out)
 
 
 def bias(layer: Layer, own: Weights, common: Weights, like: Tensor) -> Tensor:
