@@ -199,21 +199,23 @@ def backward_steps(
     filled = [_tuple(getattr(g, f) for g in found) for f in order]
 
     def task(first: int, last: int) -> None:
-        def by_layer(*lead: int, shape: str) -> tuple[Any, ...]:
+        def by_layer(shape: str, *lead: int) -> tuple[Any, ...]:
             shapes = {
                 "nd": [(n, d) for n, d in sizes],
+                "wanted": [(n, d) if examples > 1 else (1, d) for n, d in sizes],
                 "nb": [(n, examples) for n, _ in sizes],
                 "bd": [(examples, d) for _, d in sizes],
                 "n": [(n,) for n, _ in sizes],
             }
-            return _tuple(x.new_zeros(*lead, *own) for own in shapes[shape])
+            make = x.new_zeros if shape == "bd" else x.new_empty  # nothing fills the ends of lines
+            return _tuple(make(*lead, *own) for own in shapes[shape])
 
         room = [
-            by_layer(segment + 1, shape="nd"),
-            by_layer(segment if examples > 1 else 1, shape="nd"),
-            by_layer(segment, shape="nb"),
-            by_layer(segment, shape="n"),
-            *(by_layer(shape=s) for s in ("nb", "nb", "nb", "nb", "nb", "bd", "bd", "nd")),
+            by_layer("nd", segment + 1),
+            by_layer("wanted", segment if examples > 1 else 1),
+            by_layer("nb", segment),
+            by_layer("n", segment),
+            *(by_layer(s) for s in ("nb", "nb", "nb", "nb", "nb", "bd", "bd", "wanted")),
             *_arrays(x.new_empty(examples, target.shape[-1]), x.new_empty(examples)),
         ]
         for e in range(first, last):
