@@ -55,6 +55,9 @@ def evaluate(
     ``engine`` is that of ``Unrolled``.
 
     Warns with an UnconvergedWarning of examples for which the credit found no signal.
+
+    Raises:
+        CompatibilityError: where the engine asked for cannot run the learner.
     """
     draws = draw(learner, episodes, generator)
     blocks, tasks = task_blocks(episodes), task_count(episodes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from metaplastic.episodes import Episodes
 from metaplastic.first_order import constant_copy, first_order_step
 from metaplastic.kernels import Engine, explain
+from metaplastic.kernels.compiled import compiled, map_tensors
 from metaplastic.learner import Learner
+from metaplastic.networks import Network
 from metaplastic.signals import Presentation, State, Teacher
 
 Batching = Literal["auto", "vmap", "loop"]
@@ -71,7 +74,9 @@ class Rollout:
         engine: Engine = "plain",
     ) -> None:
         self.learner = learner
-        self._kernels = explain(learner, engine, first_order=first_order).kernels
+        choice = explain(learner, engine, first_order=first_order)
+        self._kernels = choice.kernels
+        self._compiled = compiled(learner, _show) if choice.engine == "compiled" else None
         self._constant = constant_copy(learner.network) if first_order else None
         like = next(iter(learner.network.weights().values()))
         episodes = episodes.to(like.device, like.dtype)
@@ -112,7 +117,7 @@ class Rollout:
         ]
         if len(starts) == count:
             return _stack(starts), shared
-        return _map(lambda t: t.unsqueeze(0).expand(count, *t.shape), starts[0]), shared
+        return map_tensors(lambda t: t.unsqueeze(0).expand(count, *t.shape), starts[0]), shared
 
     def advance(self, first: int, last: int, *, checkpointed: bool = False) -> None:
         """Show presentations first..last-1."""
@@ -120,7 +125,8 @@ class Rollout:
         if self._kernels is not None:
             self.moving = self._kernels.advance(self.moving, self._shared, stream)
             return
-        segment = _over_episodes(self._segment, len(self.episodes))
+        show = _show if self._compiled is None else partial(self._compiled, again=checkpointed)
+        segment = partial(show, self.learner, self._constant, self._shared)
         if checkpointed:
             self.moving = checkpoint(
                 segment, self.moving, stream, use_reentrant=False, preserve_rng_state=False
@@ -128,21 +134,9 @@ class Rollout:
         else:
             self.moving = segment(self.moving, stream)
 
-    def _segment(self, moving: State, stream: dict[str, Tensor]) -> State:
-        state = {**moving, **self._shared, "weights": moving["weights"] | self._shared["weights"]}
-        for t in range(stream["x"].shape[0]):
-            shown = {name: values[t] for name, values in stream.items()}
-            teacher = Teacher(self.learner.objective, shown["target"], shown.get("weight"))
-            presentation = Presentation(
-                shown["x"], teacher, shown.get("weight"), shown.get("noise")
-            )
-            state = first_order_step(self.learner, state, presentation, self._constant)
-        own = {name: state["weights"][name] for name in moving["weights"]}
-        return {"weights": own, **{k: state[k] for k in ("rule", "credit", "network")}}
-
     def detach(self) -> None:
         """Forget the graph so far."""
-        self.moving = _map(lambda t: t.detach(), self.moving)
+        self.moving = map_tensors(lambda t: t.detach(), self.moving)
 
     def outputs(self) -> Tensor:
         """Outputs on the queries under the present weights, (E, Q, K)."""
@@ -161,6 +155,29 @@ class Rollout:
         return {n: weights[n].isfinite().flatten(1).all(1) for n in order}
 
 
+def _show(
+    learner: Learner,
+    constant: Network | None,
+    shared: State,
+    moving: State,
+    stream: dict[str, Tensor],
+) -> State:
+    """What ``moving`` is after the presentations of a stream, (E, T, B, *) each."""
+
+    def one(moving: State, stream: dict[str, Tensor]) -> State:
+        state = {**moving, **shared, "weights": moving["weights"] | shared["weights"]}
+        for t in range(stream["x"].shape[0]):
+            shown = {name: values[t] for name, values in stream.items()}
+            weight, noise = shown.get("weight"), shown.get("noise")
+            teacher = Teacher(learner.objective, shown["target"], weight)
+            presentation = Presentation(shown["x"], teacher, weight, noise)
+            state = first_order_step(learner, state, presentation, constant)
+        own = {name: state["weights"][name] for name in moving["weights"]}
+        return {"weights": own, **{k: state[k] for k in ("rule", "credit", "network")}}
+
+    return _over_episodes(one, len(stream["x"]))(moving, stream)
+
+
 def chunks(
     learner: Learner,
     episodes: Episodes,
@@ -170,14 +187,14 @@ def chunks(
 ) -> list[list[int]]:
     """Which episodes go together.
 
-    On a CPU, the plain engine runs episodes at once as long as their plastic weights fit the cache
-    together: small networks gain several times from ``vmap``; beyond the cache one episode after
-    another is as fast or faster and needs the memory of one. On a GPU, and by kernels, all run at
-    once. Never more than ``most``.
+    On a CPU, episodes run at once as long as their plastic weights fit the cache together: small
+    networks gain several times from ``vmap``; beyond the cache one episode after another is as fast
+    or faster and needs the memory of one. On a GPU, and by kernels, all run at once. Never more
+    than ``most``.
     """
     count = len(episodes)
     size = {"vmap": count, "loop": 1}.get(batching, count)
-    if batching == "auto" and engine == "plain":
+    if batching == "auto" and engine != "fused":
         weights = learner.network.weights()
         bytes_each = sum(weights[n].nbytes for n in learner.plastic & weights.keys())
         if all(w.device.type == "cpu" for w in weights.values()):
@@ -200,16 +217,10 @@ def _over_episodes(function: Callable, count: int) -> Callable:
         return vmap(function)
 
     def single(*arguments: Any) -> Any:
-        result = function(*(_map(lambda t: t[0], a) for a in arguments))
-        return _map(lambda t: t.unsqueeze(0), result)
+        result = function(*(map_tensors(lambda t: t[0], a) for a in arguments))
+        return map_tensors(lambda t: t.unsqueeze(0), result)
 
     return single
-
-
-def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _map(function, value) for key, value in tree.items()}
-    return function(tree)
 
 
 def _stack(trees: list[Any]) -> Any:

@@ -15,7 +15,7 @@ from metaplastic.errors import MemoryBudgetError
 from metaplastic.inner_loop import Rollout, chunks, draw
 from metaplastic.kernels import explain
 from metaplastic.kernels.chain import Descent, segment
-from metaplastic.kernels.given import SEGMENT
+from metaplastic.kernels.given import SEGMENT, coefficients
 from metaplastic.kernels.rows import ALONE, blocks
 from metaplastic.kernels.stream import Stream
 from metaplastic.learner import Learner
@@ -32,7 +32,7 @@ class MemoryEstimate:
     """The most bytes that a meta-gradient keeps alive at once, beside learner and episodes."""
 
     engine: str
-    """``"plain"`` or ``"fused"``."""
+    """``"plain"``, ``"compiled"`` or ``"fused"``."""
     episodes: int
     """Episodes that run at once."""
     checkpoint_every: int | None
@@ -59,9 +59,10 @@ def memory_estimate(
     budget how it runs.
 
     For the plain engine, one and two episodes of two and three presentations are measured: what
-    autograd keeps is additive in both. For the fused engine, the stream is measured as it is
-    prepared, and the rest follows from shapes. It is what ``analysis.LiveBytes`` counts; what an
-    allocator keeps in reserve comes on top. To measure needs the memory of these short episodes.
+    autograd keeps is additive in both. The compiled engine is told to need the same, and keeps a
+    little less. For the fused engine, the stream is measured as it is prepared, and the rest
+    follows from shapes. It is what ``analysis.LiveBytes`` counts; what an allocator keeps in
+    reserve comes on top. To measure needs the memory of these short episodes.
 
     Raises:
         MemoryBudgetError: where the method's budget cannot be met.
@@ -105,6 +106,7 @@ class _Case:
         self.total = total = episodes.presentations
         self.length = min(total, method.truncate or total)
         """Presentations that the gradient goes back through."""
+        self.engine = "compiled" if method.engine == "compiled" else "plain"
         self.method = replace(method, memory=None, truncate=None, engine="plain")
         self.parameters = [p for p in learner.parameters() if p.requires_grad]
         self.outer = sum(p.nbytes for p in self.parameters)
@@ -165,7 +167,7 @@ class _Plain(_Case):
             "states": states,
             "queries and gradients": rest + self.outer,
         }
-        return MemoryEstimate("plain", size, every, parts)
+        return MemoryEstimate(self.engine, size, every, parts)
 
 
 class _Fused(_Case):
@@ -179,10 +181,25 @@ class _Fused(_Case):
         self._network, self._steps = learner.network, isinstance(kernels, Descent)
         weights = learner.network.weights()
         self._like = next(iter(weights.values()))
-        self._sizes = {i: weights[p.layer.names[0]].shape for i, p in kernels.layers.items()}
+        self._given = {i: weights[p.layer.names[0]].shape for i, p in kernels.layers.items()}
+        self._sizes = {i: (n, self._wide(d)) for i, (n, d) in self._given.items()}
+        self._rates = dict.fromkeys(self._sizes, 0)
+        values = learner.start(generator=torch.Generator())["coefficients"]
+        for i, plastic in kernels.layers.items():
+            name, (n, d) = plastic.layer.names[0], self._sizes[i]
+            rates, _ = coefficients(plastic.rule, values[name], weights[name].unsqueeze(0))
+            self._rates[i] = n * (d if rates.shape[2] == self._given[i][1] else 1)
         self._synapses = sum(n * d for n, d in self._sizes.values())
-        each = self._synapses * self._like.itemsize
+        each = sum(n * d for n, d in self._given.values()) * self._like.itemsize
         self._segment = segment(each) if self._steps else SEGMENT
+
+    def _wide(self, n_in: int) -> int:
+        """Numbers in a row as kernels hold it."""
+        if self._like.device.type == "cuda":
+            return n_in
+        from metaplastic.kernels.cpu import LINE
+
+        return ceil(n_in / LINE) * LINE
 
     def estimate(self, size: int, every: int | None) -> MemoryEstimate:
         examples, queries = self.episodes.support_x.shape[2], self.episodes.query_x.shape[1]
@@ -195,7 +212,8 @@ class _Fused(_Case):
         counts = {
             "activity and teaching": size * (shown + asked),
             "weights": size * weights * self._synapses,
-            "gradients": size * self._synapses + self._back(size, size * piece * examples),
+            "gradients": size * self._synapses
+            + self._back(size, size * piece * examples, examples),
             "scratch": self._scratch(size, piece, examples),
         }
         parts = {name: count * self._like.itemsize for name, count in counts.items()}
@@ -213,30 +231,44 @@ class _Fused(_Case):
             maps = [g.n_out for g in groups if g.position == layer.index and g.n_in > 1]
             n = layer.units
             taught = n if self._steps or layer.index not in self._sizes else sum(maps)
-            count += n * (1 + len(layer.transforms)) + taught
+            post = self._wide(n) if self._steps and layer.index + 1 in self._sizes else n
+            count += post + n * len(layer.transforms) + taught
         return count
 
-    def _back(self, size: int, seen: int) -> int:
+    def _back(self, size: int, seen: int, examples: int) -> int:
         """Numbers of the way back: of all layers that go together, or of the largest."""
         trunk, copies = self._network.trunk, 1 if self._steps else blocks(size) + 1
         learned = trunk is not None and any(p.requires_grad for p in trunk.parameters())
         of_x = {i: copies * seen * d * (learned or i > 0) for i, (_, d) in self._sizes.items()}
+        for i, (_, d) in self._sizes.items():  # rows of whole lines are a copy
+            of_x[i] += seen * d * (d > self._given[i][1])
         if self._steps:
-            return 2 * size * self._synapses + of_x[min(of_x)]
-        return max(2 * n * (size * d + seen) + of_x[i] for i, (n, d) in self._sizes.items())
+            own = self._synapses + sum(self._rates.values())
+            return size * own + of_x[min(of_x)]
+        turned = 2 if examples > 1 else 1
+        return max(
+            size * (n * d + self._rates[i]) + turned * n * seen + of_x[i]
+            for i, (n, d) in self._sizes.items()
+        )
 
     def _scratch(self, size: int, piece: int, examples: int) -> int:
         """Numbers of the history of a segment, in all threads or programs that run at once."""
         rows, segment = list(self._sizes.values()), self._segment
-        if not self._steps and self._like.device.type == "cuda":
-            from metaplastic.kernels.gpu_rows import PROGRAMS
+        if self._like.device.type == "cuda":
+            from metaplastic.kernels import gpu_rows, gpu_steps
 
-            return max(min(size * n, PROGRAMS) * segment * d for n, d in rows)
+            if not self._steps:
+                return max(min(size * n, gpu_rows.PROGRAMS) * segment * d for n, d in rows)
+            signals = segment * (examples + 1) + 3 * examples
+            each = segment * self._synapses + signals * sum(n for n, _ in rows)
+            return min(size, gpu_steps.PROGRAMS) * each
         alone = size * piece * examples * self._synapses < ALONE
         threads = 1 if alone else min(torch.get_num_threads(), size)
+        again = segment + 1 + (segment + 1 if examples > 1 else 0)
         if not self._steps:
-            return threads * 2 * segment * max(d for _, d in rows)
-        again = segment + 1 + (segment if examples > 1 else 1)
+            from metaplastic.kernels.cpu import GROUP
+
+            return threads * GROUP * (again * max(d for _, d in rows) + segment * examples)
         return threads * (again * self._synapses + segment * sum(n for n, _ in rows) * examples)
 
 

@@ -141,7 +141,7 @@ class ControllerFeedback(CreditAssignment):
     ) -> State:
         """What feedback learns before the presentation itself."""
         count = self._noisy_moments()
-        if not count or learn.needs.keys().isdisjoint(self._groups):
+        if not count or set(learn.needs).isdisjoint(self._groups):
             return state
         xi, weight = self.given_noise(presentation)[:, :count], presentation.weight
         if self.feedback_learning == "forward-noise":

@@ -81,7 +81,7 @@ class DirectFeedback(CreditAssignment):
     def feedback_groups(self, network: Network, needs: Needs) -> Iterator[SynapseGroup]:
         assert isinstance(network, LayeredNetwork)
         for layer in network.layers:
-            if not needs.keys().isdisjoint(layer.names):
+            if not set(needs).isdisjoint(layer.names):
                 yield from self._maps(network, layer)
 
     def _maps(self, network: LayeredNetwork, layer: Layer) -> list[SynapseGroup]:
@@ -130,7 +130,7 @@ class DirectFeedback(CreditAssignment):
         sent, clamped = self.top(presentation.teacher, output)
         signals = {}
         for layer in network.layers:
-            if learn.needs.keys().isdisjoint(layer.names):
+            if set(learn.needs).isdisjoint(layer.names):
                 continue
             fed = f"{layer.name}_feedback1" in self._groups
             signals |= network.signals(

@@ -122,7 +122,7 @@ class EquilibriumFeedback(CreditAssignment):
         needs: Needs,
     ) -> dict[str, LocalSignals]:
         """What linear feedback learns from noise around a rest point, where one was found."""
-        if self.feedback_learning == "none" or needs.keys().isdisjoint(self._groups):
+        if self.feedback_learning == "none" or set(needs).isdisjoint(self._groups):
             return {}
         xi, feedback = self.given_noise(presentation), self._direct(field.outputs, state["weights"])
         sizes = [group.n_out for group in self._groups.values()]

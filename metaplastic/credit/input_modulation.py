@@ -118,7 +118,7 @@ class InputModulation(InputProjection):
         """
         hidden = [name for layer in network.layers[:-1] for name in layer.names]
         return bool(needs) and (
-            (self.pre, self.output) != ("clean", "clean") or not needs.keys().isdisjoint(hidden)
+            (self.pre, self.output) != ("clean", "clean") or not set(needs).isdisjoint(hidden)
         )
 
     # --- noise ----------------------------------------------------------------------------------

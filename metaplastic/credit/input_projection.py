@@ -140,7 +140,7 @@ class InputProjection(CreditAssignment):
         learn: Learn,
     ) -> State:
         """What mirrors learn before the presentation itself from noise (B, units)."""
-        if learn.needs.keys().isdisjoint(self._groups):
+        if set(learn.needs).isdisjoint(self._groups):
             return state
         weight, weights = presentation.weight, state["weights"]
         return learn(state, mirror_signals(network.layers, weights, noise, learn.needs, weight))

@@ -106,5 +106,5 @@ class LayerwiseFeedback(CreditAssignment):
 
 def lowest_plastic(network: LayeredNetwork, needs: Needs) -> int:
     """Index of the lowest layer with plastic synapses, or the number of layers without any."""
-    plastic = (i.index for i in network.layers if not needs.keys().isdisjoint(i.names))
+    plastic = (i.index for i in network.layers if not set(needs).isdisjoint(i.names))
     return min(plastic, default=len(network.layers))

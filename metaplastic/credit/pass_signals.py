@@ -73,7 +73,7 @@ def both(first: LocalSignals, second: LocalSignals) -> LocalSignals:
 
 def taught_layers(network: LayeredNetwork, needs: Needs) -> tuple[Layer, ...]:
     """The layers up to the highest plastic one."""
-    plastic = [i.index for i in network.layers if not needs.keys().isdisjoint(i.names)]
+    plastic = [i.index for i in network.layers if not set(needs).isdisjoint(i.names)]
     return network.layers[: max(plastic) + 1]
 
 

@@ -1,4 +1,21 @@
-"""The compiled kernels of a CPU, told in tensors."""
+"""The compiled kernels of a CPU, told in tensors.
+
+What a rule makes of a presentation is, for every family here, the change
+
+    P o (sum_b a_b x_b - c w)
+
+of a row w of weights, with a (B,) and c from signals of its neuron alone: see Hebb, Oja and Delta.
+
+Neuron by neuron (``forward``): where the teaching signal does not depend on the output, a neuron's
+weights through all presentations follow from its inputs alone; the loop over presentations is the
+innermost one, and a row of weights never leaves the cache.
+
+Presentation by presentation (``forward_steps``): where it does, all layers go through the stream
+together, and errors come straight from the output or down through the transposed weights.
+
+The adjoints start anew from kept weights every ``segment`` presentations and never run a rule
+backwards, which would lose all digits in single precision.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +27,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metaplastic.kernels import cpu_loops
+from metaplastic.kernels import cpu_rows, cpu_steps
 from metaplastic.kernels.neuron import Neuron
 from metaplastic.kernels.rows import blocks, parts
 from metaplastic.kernels.steps import Chain, Passed, Synapses
 
-LOOPS: Any = cpu_loops  # whose arguments come in sequences
+ROWS: Any = cpu_rows  # whose arguments come in sequences
+STEPS: Any = cpu_steps
 LINE = 16
 """Numbers in a line of the cache, or two: rows that begin with one are read in whole vectors."""
 GROUP = 4
@@ -52,7 +70,7 @@ def forward(
     def task(first: int, last: int) -> None:
         many, one = (GROUP, examples), (GROUP if examples > 1 else 1, d)
         room = [x.new_empty(*s) for s in (many, (examples,), many, (GROUP,), one)]
-        LOOPS.forward_rows(
+        ROWS.forward_rows(
             neuron.code, multiplier, segment, count, first, last, keep, *given, *_arrays(*room)
         )
 
@@ -98,7 +116,7 @@ def backward(
             (segment + 1, GROUP, d), (segment if several else 1, GROUP, d), (segment, *many),
             (segment, GROUP), many, many, many, (GROUP if several else 1, d), (examples,),
         )  # fmt: skip
-        LOOPS.backward_rows(
+        ROWS.backward_rows(
             neuron.code, multiplier, segment, count, first, last, g_post is not None, with_x,
             *given, *_arrays(*(x.new_empty(*s) for s in shapes)),
         )  # fmt: skip
@@ -152,7 +170,7 @@ def forward_steps(
             _tuple(x.new_empty(n, d) if examples > 1 else x.new_empty(1, d) for n, d in sizes),
         ]
         for e in range(first, last):
-            LOOPS.forward_steps(
+            STEPS.forward_steps(
                 *told, segment, e, keep, *given, *_arrays(scale, x, target), *filled,
                 *_arrays(passed.error), *room,
             )  # fmt: skip
@@ -219,7 +237,7 @@ def backward_steps(
             *_arrays(x.new_empty(examples, target.shape[-1]), x.new_empty(examples)),
         ]
         for e in range(first, last):
-            LOOPS.backward_steps(
+            STEPS.backward_steps(
                 *told, segment, e, with_x, *given, *_arrays(scale, x, target), *seen,
                 *_arrays(passed.error), *filled, *_arrays(gx), *room,
             )  # fmt: skip

@@ -15,7 +15,7 @@ from metaplastic.kernels.chain import Descent, descent_of
 from metaplastic.kernels.stream import Stream, stream_of
 from metaplastic.learner import Learner
 
-Engine = Literal["auto", "plain", "fused"]
+Engine = Literal["auto", "plain", "compiled", "fused"]
 COMPILERS = {"cpu": "numba", "cuda": "triton"}
 """What has to be installed, by kind of device."""
 
@@ -24,14 +24,10 @@ COMPILERS = {"cpu": "numba", "cuda": "triton"}
 class Choice:
     """An engine, and why it was taken."""
 
-    kernels: Stream | Descent | None
-    """The learner as kernels take it; None for the plain engine."""
+    engine: Literal["plain", "compiled", "fused"]
     why: str
-
-    @property
-    def engine(self) -> str:
-        """``"plain"`` or ``"fused"``."""
-        return "plain" if self.kernels is None else "fused"
+    kernels: Stream | Descent | None = None
+    """The learner as kernels take it, for the fused engine."""
 
     def __str__(self) -> str:
         return f"{self.engine}: {self.why}."
@@ -40,28 +36,30 @@ class Choice:
 def explain(learner: Learner, engine: Engine = "auto", *, first_order: bool = False) -> Choice:
     """The engine that a stream of this learner goes through, and why.
 
-    ``"plain"`` shows one presentation after another by PyTorch's operations; ``"fused"`` compiles
-    the whole loop, by Numba on a CPU and by Triton on a GPU, and gives the same weights and the
-    same meta-gradient; ``"auto"`` takes ``"fused"`` where it knows network, credit and rules.
+    ``"plain"`` shows one presentation after another by PyTorch's operations; ``"compiled"`` does
+    so by one function that torch.compile makes of a presentation, of any learner that it can trace;
+    ``"fused"`` compiles the whole loop, by Numba on a CPU and by Triton on a GPU. All give the same
+    weights and the same meta-gradient. ``"auto"`` takes ``"fused"`` where it knows network, credit
+    and rules, else ``"plain"``: ``"compiled"`` takes its time first, and is to be asked for.
 
     Raises:
         CompatibilityError: for ``"fused"`` where it cannot be.
     """
     check_choice(engine=(engine, Engine))
-    if engine == "plain":
-        return Choice(None, "asked for")
+    if engine == "plain" or engine == "compiled":
+        return Choice(engine, "asked for")
     found = "each update takes its weights for constants" if first_order else _known(learner)
     if not isinstance(found, str):
         found = _installed(found, warn=engine == "auto")
     if isinstance(found, Stream):
-        return Choice(found, "every neuron goes through the whole stream by itself")
+        return Choice("fused", "every neuron goes through the whole stream by itself", found)
     if isinstance(found, Descent):
-        return Choice(found, "all layers go through the stream together, step by step")
+        return Choice("fused", "all layers go through the stream together, step by step", found)
     if engine == "fused":
         raise CompatibilityError(
             f"the fused engine cannot run this learner: {found}. Take engine='auto' or 'plain'."
         )
-    return Choice(None, found)
+    return Choice("plain", found)
 
 
 def _known(learner: Learner) -> Stream | Descent | str:
@@ -85,6 +83,4 @@ def _installed(found: Stream | Descent, warn: bool) -> Stream | Descent | str:
                 stacklevel=2,
             )
         return f"{compiler} is not installed"
-    if isinstance(found, Descent) and like.device.type != "cpu":
-        return "learning from the own error has kernels for a CPU alone"
     return found

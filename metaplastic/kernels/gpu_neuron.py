@@ -1,8 +1,8 @@
-"""What one neuron does with the examples of a presentation, and its adjoint, compiled for a GPU.
+"""What neurons do with the examples of a presentation, and its adjoint, compiled for a GPU.
 
-All take one value for each example, (B,): activity y, teaching signal r, share s in the change.
-The change of the weights w is dW = P o (f sum_b v_b x_b - c w), with the signal v, and the factor f
-and the decay c that follow from the energy sum_b v_b z_b.
+All take one value for each example, or for each of both: activity y, teaching signal r, share s in
+the change. The change of a neuron's weights w is dW = P o (f sum_b v_b x_b - c w), with the signal
+v, and the factor f and the decay c that follow from the energy sum_b v_b z_b.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ def factors(energy, MULTIPLIER: tl.constexpr, FAMILY: tl.constexpr, BOUNDED: tl.
         f *= MULTIPLIER  # a number by itself would be rounded to single precision
         if BOUNDED:
             f /= 1 + energy
-    c = energy * f if FAMILY == OJA else 0.0
+    c = energy * f if FAMILY == OJA else tl.zeros_like(energy)
     return f, c
 
 
 @triton.jit
 def factors_adjoint(energy, f, gf, gc, FAMILY: tl.constexpr, BOUNDED: tl.constexpr):
     """The gradient of the energy, from those of f and c."""
-    g = 0.0
+    g = tl.zeros_like(energy)
     if FAMILY == OJA:
         gf += gc * energy
         g = gc * f

@@ -44,7 +44,7 @@ def forward(
         neuron: activation function and rule.
         weight: initial weights (E, n, d), or (1, n, d) for all episodes alike; the same holds of
             the four that follow.
-        plasticity: P (E, n, d).
+        plasticity: P (E, n, d), or (E, n, 1) where all synapses of a neuron have the same.
         mix: share of the teaching signal (E, n).
         bias: (E, n), which is not plastic.
         share: weight of each example in its presentation's change (E, T, B).
@@ -57,11 +57,12 @@ def forward(
     n = weight.shape[1]
     final, post = x.new_empty(E, n, d), x.new_empty(E, T, B, n)
     kept = x.new_empty(E, triton.cdiv(T, segment), n, d) if keep else None
+    plasticity = of_synapses(plasticity, d)
     with torch.cuda.device_of(x):
         gpu_row_programs.forward[(E * n,)](
-            weight.contiguous(), plasticity.contiguous(), mix.contiguous(), bias.contiguous(),
+            weight.contiguous(), plasticity, mix.contiguous(), bias.contiguous(),
             share.contiguous(), x.contiguous(), teaching.contiguous(), final, post, kept,
-            _step(weight), _step(plasticity), _step(mix), _step(bias), _step(share) // B,
+            step(weight), step(plasticity), step(mix), step(bias), step(share) // B,
             T, B, n, d, segment, **_settings(neuron, B, d),
         )  # fmt: skip
     return final, post, kept
@@ -81,8 +82,8 @@ def backward(
     grad_post: Tensor | None,
     want_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """The gradients of weight and plasticity (E, n, d), mix and bias (E, n), each episode's own,
-    of teaching (E, T, B, n) and, where ``want_x``, of x (E, T, B, d).
+    """The gradients of weight (E, n, d), plasticity, mix and bias (E, n), each episode's own, of
+    teaching (E, T, B, n) and, where ``want_x``, of x (E, T, B, d).
 
     Neurons add to the gradient of x in any order, so its last digits vary from call to call; all
     else is the same every time.
@@ -108,22 +109,33 @@ def backward(
     g_weight, g_plasticity = x.new_empty(E, n, d), x.new_empty(E, n, d)
     g_mix, g_bias, g_teaching = x.new_empty(E, n), x.new_empty(E, n), x.new_empty(E, T, B, n)
     g_x = x.new_zeros(E, T, B, d) if want_x else None
-    plasticity, mix, share = plasticity.contiguous(), mix.contiguous(), share.contiguous()
+    p, mix, share = of_synapses(plasticity, d), mix.contiguous(), share.contiguous()
     x, teaching, post = x.contiguous(), teaching.contiguous(), post.contiguous()
     checkpoints, grad_final = checkpoints.contiguous(), grad_final.contiguous()
     grad_post = None if grad_post is None else grad_post.contiguous()
     with torch.cuda.device_of(x):
         for first in range(0, E * n, rows):
             gpu_row_programs.backward[(min(rows, E * n - first),)](
-                plasticity, mix, share, x, teaching, checkpoints, post, history,
+                p, mix, share, x, teaching, checkpoints, post, history,
                 grad_final, grad_post, g_weight, g_plasticity, g_mix, g_bias, g_teaching, g_x,
-                _step(plasticity), _step(mix), _step(share) // B, first, T, B, n, d, segment,
+                step(p), step(mix), step(share) // B, first, T, B, n, d, segment,
                 **_settings(neuron, B, d),
             )  # fmt: skip
+    g_plasticity = of_neurons(g_plasticity, plasticity)
     return g_weight, g_plasticity, g_mix, g_bias, g_teaching, g_x
 
 
-def _step(tensor: Tensor) -> int:
+def of_synapses(plasticity: Tensor, n_in: int) -> Tensor:
+    """That of each, (E, n, d), from (E, n, d) or (E, n, 1)."""
+    return plasticity.expand(-1, -1, n_in).contiguous()
+
+
+def of_neurons(gradient: Tensor, plasticity: Tensor) -> Tensor:
+    """The adjoint of ``of_synapses``."""
+    return gradient.sum(-1, keepdim=True) if plasticity.shape[-1] == 1 else gradient
+
+
+def step(tensor: Tensor) -> int:
     """Numbers from one episode to the next, 0 where all share them."""
     return tensor[0].numel() if tensor.shape[0] > 1 else 0
 

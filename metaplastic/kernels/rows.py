@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from metaplastic.kernels.backend import backend
 from metaplastic.kernels.neuron import Neuron
 
 BLOCKS = 4
@@ -70,7 +70,7 @@ class _Scan(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # what nobody asks for is None, and costs nothing
         ctx.sizes = [len(weight), len(plasticity), len(mix), len(bias)]
         keep = any(ctx.needs_input_grad)
-        final, post, kept = _backend(x).forward(
+        final, post, kept = backend(x).forward(
             how.neuron, weight, plasticity, mix, bias, share, x, teaching, how.segment, keep
         )
         if keep:
@@ -84,7 +84,7 @@ class _Scan(torch.autograd.Function):
         plasticity, mix, share, x, teaching, kept, post = ctx.saved_tensors
         if g_final is None:
             g_final = torch.zeros_like(kept[:, 0])
-        found = _backend(x).backward(
+        found = backend(x).backward(
             ctx.how.neuron, plasticity, mix, share, x, teaching, ctx.how.segment, kept, post,
             g_final.contiguous(), None if g_post is None else g_post.contiguous(), ctx.with_x,
         )  # fmt: skip
@@ -94,17 +94,6 @@ class _Scan(torch.autograd.Function):
             for g, size in zip(shared, ctx.sizes, strict=True)
         ]
         return None, *own, gx, g_teaching, None
-
-
-def _backend(x: Tensor) -> ModuleType:
-    """The kernels of a device, which import their compiler only here."""
-    if x.device.type == "cuda":
-        from metaplastic.kernels import gpu_rows
-
-        return gpu_rows
-    from metaplastic.kernels import cpu
-
-    return cpu
 
 
 def parts(items: int, work: int, task: Callable[[int, int], None]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from metaplastic.kernels.backend import backend
 from metaplastic.kernels.neuron import Neuron
 
 
@@ -87,11 +88,11 @@ class _Steps(torch.autograd.Function):
     def forward(
         ctx: Any, chain: Chain, x: Tensor, target: Tensor, scale: Tensor, *flat: Tensor
     ) -> tuple[Tensor, ...]:
-        from metaplastic.kernels import cpu
-
         keep = any(ctx.needs_input_grad)
         ctx.set_materialize_grads(False)  # what nobody asks for is None, and costs nothing
-        passed = cpu.forward_steps(chain, _layers(flat), x, target, scale, chain.segment, keep)
+        passed = backend(x).forward_steps(
+            chain, _layers(flat), x, target, scale, chain.segment, keep
+        )
         if keep:
             ctx.chain, ctx.count = chain, len(chain.neurons)
             ctx.save_for_backward(
@@ -102,8 +103,6 @@ class _Steps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *g_final: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        from metaplastic.kernels import cpu
-
         x, target, scale, *rest = ctx.saved_tensors
         count = ctx.count
         flat, rest = rest[: count * len(Synapses._fields)], rest[count * len(Synapses._fields) :]
@@ -114,7 +113,7 @@ class _Steps(torch.autograd.Function):
             torch.zeros_like(k[:, 0]) if g is None else g.contiguous()
             for g, k in zip(g_final, kept, strict=True)
         ]
-        found, gx = cpu.backward_steps(
+        found, gx = backend(x).backward_steps(
             ctx.chain, layers, x, target, scale, ctx.chain.segment, passed, given,
             ctx.needs_input_grad[1],
         )  # fmt: skip

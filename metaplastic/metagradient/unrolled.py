@@ -62,18 +62,20 @@ class Unrolled(MetaGradient):
         batching: all episodes at once (``"vmap"``), one after another (``"loop"``), or by size and
             device (``"auto"``).
         limit: a query loss above it counts as diverged.
-        engine: ``"plain"``, ``"fused"`` (compiled kernels, the same gradient) or ``"auto"``;
-            ``kernels.explain`` says which it is for a learner, and why.
+        engine: ``"plain"``, ``"compiled"`` (by torch.compile), ``"fused"`` (by kernels) or
+            ``"auto"``, all with the same gradient; ``kernels.explain`` says which it is for a
+            learner, and why.
         memory: budget in bytes, beside learner and episodes, as ``memory_estimate`` tells it. Where
-            not everything fits, the plain engine takes the best ``checkpoint_every``; where that
-            is not enough, and with kernels, fewer episodes run at once under
-            ``batching="auto"``. The gradient is the same. It is an estimate and no hard limit.
+            not everything fits, the best ``checkpoint_every`` is taken, but by kernels; where that
+            is not enough, fewer episodes run at once under ``batching="auto"``. The gradient is the
+            same. It is an estimate and no hard limit.
 
     Raises:
         ConfigurationError: for a number of presentations or bytes below 1, and for both
             ``checkpoint_every`` and ``memory``.
         MemoryBudgetError: by ``gradient``, where the budget cannot be met.
-        CompatibilityError: for a learner that the fused engine, asked for by name, cannot run.
+        CompatibilityError: for a learner that the fused engine, asked for by name, cannot run, and
+            by ``gradient`` where torch.compile fails.
     """
 
     checkpoint_every: int | None = None

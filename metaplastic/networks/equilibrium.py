@@ -184,7 +184,7 @@ class EquilibriumNetwork(Network):
         """
         found = {}
         for index, way in enumerate(self.wiring.pathways):
-            if way.synapses is not None and not needs.keys().isdisjoint(way.synapses.names):
+            if way.synapses is not None and not set(needs).isdisjoint(way.synapses.names):
                 found |= self._seen(point, index, way.synapses, needs, psi, weight)
         return found
 

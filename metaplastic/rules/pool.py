@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -111,13 +110,16 @@ class _Factors:
         self.w, self.x, self.y = weight, signals.pre, signals.post
         # The signals are wanted changes, the paper's errors their opposite.
         self.e, self.b = -signals.error * signals.gain, -signals.pre_teaching
+        self._feedback: Tensor | None = None
 
-    @cached_property
+    @property
     def feedback(self) -> Tensor:
-        """y^T W b of each row, (N, 1)."""
-        return (self.y * (self.b @ self.w.mT)).sum(1, keepdim=True)
+        """y^T W b of each row, (N, 1), which two terms share."""
+        if self._feedback is None:
+            self._feedback = (self.y * (self.b @ self.w.mT)).sum(1, keepdim=True)
+        return self._feedback
 
-    @cached_property
+    @property
     def drive(self) -> Tensor:
         """x^T W^T e of each row, (N, 1)."""
         return ((self.x @ self.w.mT) * self.e).sum(1, keepdim=True)

@@ -21,9 +21,11 @@ COLOURS = {
     "vmap": PALETTE[2],
     "higher": PALETTE[3],
     "learn2learn": PALETTE[4],
+    "compiled": PALETTE[5],
     JAX: PALETTE[6],
 }
-MARKERS = {FUSED: "o", "plain": "s", "vmap": "D", "higher": "^", "learn2learn": "v", JAX: "P"}
+MARKERS = {FUSED: "o", "compiled": "X", "plain": "s", "vmap": "D"}
+MARKERS |= {"higher": "^", "learn2learn": "v", JAX: "P"}
 AXES = {"T": "presentations T", "E": "episodes E", "width": "width of each layer"}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -65,6 +67,13 @@ def _vmap(problem: Problem) -> Call:
     return _unrolled(problem, Unrolled(engine="plain", batching="vmap"))
 
 
+def _compiled(problem: Problem) -> Call:
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise LeftOut(f"there is no C++ compiler {compiler} (environment variable CXX)")
+    return _unrolled(problem, Unrolled(engine="compiled"))
+
+
 def _fused(problem: Problem) -> Call:
     try:
         explain(make_learner(problem), "fused")
@@ -90,6 +99,7 @@ ROWS: dict[str, Row] = {
     LOOP: Row("plain PyTorch, one episode after another", _loop),
     "plain": Row("Unrolled(engine='plain')", _plain),
     "vmap": Row("Unrolled(engine='plain', batching='vmap')", _vmap, together=True),
+    "compiled": Row("Unrolled(engine='compiled')", _compiled),
     FUSED: Row("Unrolled(engine='fused')", _fused, graph=False),
     "higher": Row(
         "higher's monkeypatch and update_params", _host("higher", "0.2.1", hosts.with_higher)

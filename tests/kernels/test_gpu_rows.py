@@ -1,60 +1,28 @@
 """The GPU kernels, neuron by neuron, against a plain loop that autograd differentiates.
 
-On a CPU they run in Triton's interpreter, which must be chosen before Triton is imported: hence in
-a process of its own, `python -m tests.kernels.test_gpu_rows CHECK`.
+On a CPU they run in Triton's interpreter: see tests/kernels/gpu.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from metaplastic.kernels.neuron import DELTA, HEBB, IDENTITY, OJA, RELU, SIGMOID, TANH, Neuron
+from metaplastic.kernels.neuron import DELTA, OJA, RELU, SIGMOID, TANH, Neuron
 from tests.helpers import seeded
-from tools.check_wheel import ROOT
+from tests.kernels.gpu import ACTIVATIONS, NEURONS, assemble, assert_equal, change, interpret
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs Triton, which is not installed"
 )
 
 N, D = 2, 5
-ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
-    IDENTITY: lambda u: u,
-    RELU: torch.relu,
-    TANH: torch.tanh,
-    SIGMOID: torch.sigmoid,
-}
-SLOPES: dict[int, Callable[[Tensor], Tensor]] = {
-    IDENTITY: torch.ones_like,
-    RELU: lambda u: (u > 0).to(u.dtype),
-    TANH: lambda u: torch.cosh(u) ** -2,
-    SIGMOID: lambda u: torch.sigmoid(u) * torch.sigmoid(-u),
-}
-NEURONS = [
-    Neuron(activation, family, **options, multiplier=0.7 if family != DELTA else 1.0)
-    for activation in ACTIVATIONS
-    for family, *flags in [
-        (HEBB, "bounded"),
-        (HEBB,),
-        (OJA, "bounded"),
-        (OJA,),
-        (DELTA,),
-        (DELTA, "target"),
-        (DELTA, "derivative"),
-        (DELTA, "target", "derivative"),
-    ]
-    for options in [dict.fromkeys(flags, True)]
-]
 SIZES = [  # episodes, presentations, examples, segment, shared
     (1, 1, 1, 1, False),
     (1, 1, 3, 10, True),
@@ -80,6 +48,8 @@ class Case:
     segment: int = 3
     shared: bool = False
     """All episodes start from the same weights, with the same coefficients and shares."""
+    alike: bool = False
+    """All synapses of a neuron have the same plasticity."""
     with_post: bool = True
     want_x: bool = True
     dtype: torch.dtype = torch.float64
@@ -112,7 +82,7 @@ def layer(case: Case, device: str) -> Layer:
     share[:, ::2, B - 1 :] *= float(B == 1)
     own = {
         "weight": normal(each, N, D),
-        "plasticity": normal(each, N, D, scale=0.2),
+        "plasticity": normal(each, N, 1 if case.alike else D, scale=0.2),
         "mix": mix,
         "bias": normal(each, N),
         "share": share.to(device=device, dtype=case.dtype),
@@ -137,25 +107,9 @@ def plain(case: Case, made: Layer) -> dict[str, Tensor]:
                 kept.append(w)
             potentials = x[t] @ w.T + bias
             posts.append(ACTIVATIONS[neuron.activation](potentials))
-            changes = torch.zeros_like(w)
-            energy = torch.zeros_like(bias)
-            for b in range(case.examples):
-                y, r, s = posts[-1][b], teaching[t, b], share[t, b]
-                if neuron.family == DELTA:
-                    sent = r - y if neuron.target else r
-                    if neuron.derivative:
-                        sent = sent * SLOPES[neuron.activation](potentials[b])
-                else:
-                    sent = mix * r + (1 - mix) * y
-                    energy = energy + s * sent**2
-                changes = changes + s * torch.outer(sent, x[t, b])
-            if neuron.family == OJA:
-                changes = changes - energy[:, None] * w
-            if neuron.family != DELTA:
-                changes = neuron.multiplier * changes
-            if neuron.bounded:
-                changes = changes / (1 + energy[:, None])
-            w = w + p * changes
+            at = e * case.presentations + t
+            asked = change(neuron, w, mix, x[t], potentials, posts[at], teaching[t], share[t])
+            w = w + p * asked
         finals.append(w)
     final = torch.stack(finals)
     post = torch.stack(posts).reshape(E, case.presentations, case.examples, N)
@@ -198,17 +152,7 @@ def check(case: Case, device: str) -> None:
     tensors = [*made.own.values(), *made.streams.values(), made.grad_final, made.grad_post]
     before = [None if tensor is None else tensor.clone() for tensor in tensors]
     outcome, expected = compiled(case, made), plain(case, made)
-    limit = 1e-10 if case.dtype == torch.float64 else 1e-4
-    for name, found in outcome.items():
-        assert found.dtype == case.dtype, name
-        scale = expected[name].abs().max().clamp(min=1)
-        torch.testing.assert_close(
-            found.double() / scale,
-            expected[name] / scale,
-            rtol=0,
-            atol=limit,
-            msg=lambda text, name=name: f"{name} of {case}: {text}",
-        )
+    assert_equal(outcome, expected, case.dtype, case)
     for tensor, old in zip(tensors, before, strict=True):
         assert tensor is old is None or torch.equal(tensor, old)
 
@@ -231,7 +175,7 @@ def check_options(device: str) -> None:
     delta = Neuron(TANH, DELTA, target=True, derivative=True)
     case = Case(neuron, episodes=2, presentations=4)
     check(replace(case, with_post=False), device)
-    check(replace(case, want_x=False), device)
+    check(replace(case, want_x=False, alike=True), device)
     made = layer(case, device)
     final, post, kept = gpu_rows.forward(neuron, **made.own, **made.streams, segment=3, keep=False)
     expected = plain(case, made)
@@ -265,46 +209,21 @@ CHECKS = {
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_as_a_plain_loop_in_the_interpreter(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.test_gpu_rows", name],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        text=True,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    interpret("tests.kernels.test_gpu_rows", name)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiles_for_a_gpu_that_is_not_there(
-    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The interpreter does not check types."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from metaplastic.kernels import gpu_row_programs
 
-    from metaplastic.kernels import gpu_row_programs, gpu_rows
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     neuron = Neuron(TANH, DELTA, target=True, derivative=True)
-    if dtype == "fp32":
+    if dtype == torch.float32:
         neuron = Neuron(RELU, OJA, bounded=True, multiplier=0.7)
-    settings = gpu_rows._settings(neuron, 3, D)
-    for kernel in (gpu_row_programs.forward, gpu_row_programs.backward):
-        signature: dict[str, str] = {}
-        constants: dict[str, Any] = {}
-        for name in kernel.arg_names:
-            if name in settings:
-                signature[name], constants[name] = "constexpr", settings[name]
-            elif name in {"T", "B", "n", "d", "segment", "first"} or name.endswith("_step"):
-                signature[name] = "i32"
-            else:
-                signature[name] = f"*{dtype}"
-        options = {name: settings[name] for name in settings.keys() - constants.keys()}
-        source = ASTSource(kernel, signature, constants)
-        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        assert made.asm["cubin"]
+    case = Case(neuron, dtype=dtype)
+    made = layer(case, "cpu")
+    assemble(gpu_row_programs, lambda: compiled(case, made), tmp_path, monkeypatch)
 
 
 @pytest.mark.gpu

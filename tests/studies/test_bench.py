@@ -76,7 +76,7 @@ def test_the_loop_has_the_slope_of_its_loss(name) -> None:
 def test_every_row_agrees_with_the_loop_or_says_why_it_is_not_there(name, compiled) -> None:
     problem = make_problem(smoke(name))
     there = []
-    for row in ROWS if compiled else ROWS.keys() - {"fused"}:
+    for row in ROWS if compiled else ROWS.keys() - {"fused", "compiled"}:
         try:
             ROWS[row].prepare(problem)
         except LeftOut as reason:
