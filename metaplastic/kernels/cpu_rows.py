@@ -19,16 +19,9 @@ def forward_rows(
     presentations, n, group = x.shape[1], final.shape[1], c.shape[0]
     for item in range(first, last):
         e, block = item // blocks, item % blocks
-        begins, p_e = (
-            part(weight, e),
-            part(plasticity, e),
-        )
+        begins, p_e = part(weight, e), part(plasticity, e)
         mix_e, bias_e = part(mix, e), part(bias, e)
-        share_e, x_e, taught_e = (
-            part(share, e),
-            borrowed(x)[e],
-            borrowed(teaching)[e],
-        )
+        share_e, x_e, taught_e = part(share, e), borrowed(x)[e], borrowed(teaching)[e]
         final_e, post_e = borrowed(final)[e], borrowed(post)[e]
         top = (block + 1) * n // blocks
         for begin in range(0, presentations, segment):
@@ -64,15 +57,8 @@ def backward_rows(
     presentations, n, group = x.shape[1], gw.shape[1], c.shape[1]
     for item in range(first, last):
         e, block = item // blocks, item % blocks
-        p_e, mix_e = (
-            part(plasticity, e),
-            part(mix, e),
-        )
-        share_e, x_e, taught_e = (
-            part(share, e),
-            borrowed(x)[e],
-            borrowed(teaching)[e],
-        )
+        p_e, mix_e = part(plasticity, e), part(mix, e)
+        share_e, x_e, taught_e = part(share, e), borrowed(x)[e], borrowed(teaching)[e]
         post_e, g_taught_e, gw_e = borrowed(post)[e], borrowed(g_teaching)[e], borrowed(gw)[e]
         gp_e, g_mix_e, g_bias_e = borrowed(gp)[e], borrowed(g_mix)[e], borrowed(g_bias)[e]
         # Of no effect where there is no gradient to add.
