@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -103,8 +105,19 @@ def parts(items: int, work: int, task: Callable[[int, int], None]) -> None:
         task(0, items)
         return
     edges = [k * items // threads for k in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(task, edges[:-1], edges[1:]))
+    others = [_pool(threads - 1).submit(task, *edges[k : k + 2]) for k in range(1, threads)]
+    task(0, edges[1])
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: a new one often begins where its parent runs, and waits for it."""
+    return ThreadPoolExecutor(threads)
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def blocks(episodes: int) -> int:
