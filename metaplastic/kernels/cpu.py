@@ -97,9 +97,12 @@ def backward(
     """
     episodes, _, examples, n_in = x.shape
     n_out, count = g_final.shape[1], blocks(episodes)
-    x, gw, plasticity = _line(x), _line(g_final.clone()), _lines(plasticity, n_in)
-    d, width = x.shape[-1], plasticity.shape[-1]
-    gp, g_mix, g_bias = (x.new_zeros(episodes, n_out, *own) for own in ((width,), (), ()))
+    x, gw, plasticity = _line(x), _line(g_final), _lines(plasticity, n_in)
+    if gw is g_final:
+        gw = g_final.clone()
+    d = x.shape[-1]
+    gp = x.new_empty(episodes, n_out, plasticity.shape[-1])
+    g_mix, g_bias = x.new_zeros(episodes, n_out), x.new_zeros(episodes, n_out)
     taught = _by_neuron(teaching)
     g_taught = torch.empty_like(taught)
     gx = x.new_zeros(count, *x.shape) if with_x else x.new_zeros(1, 1, 1, 1, 1)

@@ -50,8 +50,8 @@ def backward_rows(
     gw, gp, g_mix, g_bias, g_teaching, gx, rows, wanted, a, c, gy, gu, ga, moved, y,
 ):  # fmt: skip
     """The adjoint of ``forward_rows``. gw (E, n, d) comes as the gradient of ``final`` and leaves
-    as that of the weights; gp, g_mix, g_bias and gx (blocks, E, T, B, d) are added to, g_teaching
-    is filled; the rest is room: rows (segment + 1, G, d), wanted (segment, G, d), a (segment, G,
+    as that of the weights; gp and g_teaching are filled, g_mix, g_bias and gx (blocks, E, T, B, d)
+    are added to; the rest is room: rows (segment + 1, G, d), wanted (segment, G, d), a (segment, G,
     B), c (segment, G), gy, gu, ga (G, B), moved (G, d) and y (B,).
     """
     presentations, n, group = x.shape[1], gw.shape[1], c.shape[1]
@@ -74,6 +74,8 @@ def backward_rows(
                 p, mixing = p_e[low:high], mix_e[low:high]
                 g_w, g_p, g_m = gw_e[low:high], gp_e[low:high], g_mix_e[low:high]
                 g_b = g_bias_e[low:high]
+                if end == presentations:
+                    g_p[:, :] = 0
                 history, want = borrowed(rows), borrowed(wanted)
                 history[0][:count, :] = borrowed(kept)[e, s][low:high]
                 for t in range(begin, end):
